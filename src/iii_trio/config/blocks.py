@@ -1,0 +1,396 @@
+"""The settings of each built-in worker, as its block in the config file or its configuration entry spells them.
+
+Keys, defaults and bounds: spec/http.md §1.1, spec/queue.md §3 and §9.1, spec/protocol.md §14.1, spec/state-stream.md §8
+and §11, spec/pubsub-cron-config-cli.md §1 and §2.5. Listeners bind `localhost` by default, which stands for both
+loopback addresses; the reference binds every interface.
+"""
+
+# ruff: noqa: RUF009  `setting()` is evaluated once on purpose: it makes a field
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+from attrs import frozen
+
+from iii_trio.config.file import Entry
+from iii_trio.config.names import adapter_name
+from iii_trio.config.settings import no_op, setting
+from iii_trio.config.structuring import Structured, structure
+
+T = TypeVar("T")
+
+LOOPBACK: Final = "localhost"
+"""The default host of every listener: 127.0.0.1 and ::1 together."""
+
+_IN_MEMORY: Final = "in_memory"
+_FILE_BASED: Final = "file_based"
+_STORES: Final = (_IN_MEMORY, _FILE_BASED)
+_NOT_YET: Final = ("redis", "rabbitmq", "bridge")
+_DURABLE_AT_ONCE: Final = "every write is on disk before it is acknowledged"
+_NO_POLLING: Final = "queues wake at once instead of polling"
+_NOT_IN_HTTP: Final = "this engine's HTTP worker has no such feature"
+_MAX_U32: Final = 2**32 - 1
+
+
+def _port(default: int) -> Any:
+    return setting(default, tier="rebind", ge=0, le=65535, doc="TCP port to listen on; 0 lets the system choose.")
+
+
+def _host() -> Any:
+    return setting(
+        LOOPBACK, tier="rebind", nonempty=True, doc="Address to listen on; localhost means 127.0.0.1 and ::1."
+    )
+
+
+def _adapter(default: str, *, more: tuple[str, ...] = ()) -> Any:
+    """The `name` of an adapter block: `default`, or a name in `more`; what other engines have is refused by name."""
+    names = (default, *more)
+
+    def refuse(_: str, value: str) -> str:
+        if value in _NOT_YET:
+            return f"the adapter '{value}' is not part of this release. Available: [{', '.join(names)}]"
+        return f"Adapter factory '{value}' not found. Available: [{', '.join(names)}]"
+
+    return setting(
+        default,
+        tier="restart",
+        choices=names,
+        aliases=("class",),
+        translate=adapter_name,
+        refusal=refuse,
+        gate=True,
+        doc="Which implementation.",
+    )
+
+
+def _save_interval() -> Any:
+    return no_op(why=_DURABLE_AT_ONCE, unit="ms", ge=100, le=3_600_000, doc="Interval between saves.")
+
+
+# Worker port and HTTP
+
+
+@frozen(kw_only=True)
+class WorkerManagerSettings:
+    """The port that workers connect to."""
+
+    port: int = _port(49134)
+    host: str = _host()
+    handshake_timeout_ms: int = setting(
+        10_000, tier="live", unit="ms", ge=1, doc="How long a new connection may take to finish its handshake."
+    )
+    middleware_function_id: str | None = setting(
+        None, tier="live", nonempty=True, doc="Function that every invocation from a worker goes through."
+    )
+    rbac: Mapping[str, Any] | None = setting(
+        None, tier="restart", doc="Access control; without it every worker may do everything."
+    )
+
+
+@frozen(kw_only=True)
+class CorsSettings:
+    """Which browser origins and methods the HTTP port admits."""
+
+    allowed_origins: tuple[str, ...] = setting((), tier="live", doc="Admitted origins; empty or '*' means all.")
+    allowed_methods: tuple[str, ...] = setting((), tier="live", doc="Admitted methods; empty means all.")
+
+
+@frozen(kw_only=True)
+class MiddlewareSettings:
+    """One function that every HTTP request passes before its handler."""
+
+    function_id: str = setting(tier="live", nonempty=True, doc="The function to call.")
+    phase: str = setting("preHandler", tier="live", doc="When it runs; only preHandler exists.")
+    priority: int = setting(0, tier="live", doc="Lower runs first.")
+
+
+def _by_priority(middleware: tuple[MiddlewareSettings, ...]) -> tuple[MiddlewareSettings, ...]:
+    return tuple(sorted(middleware, key=lambda item: item.priority))
+
+
+@frozen(kw_only=True)
+class HttpSettings:
+    """The HTTP port and what holds for every request."""
+
+    port: int = _port(3111)
+    host: str = _host()
+    default_timeout: int = setting(
+        30_000, tier="live", unit="ms", ge=1, doc="Time from a request's arrival to the head of its response."
+    )
+    concurrency_request_limit: int = setting(
+        1024, tier="live", ge=1, doc="Requests handled at once; more than these wait."
+    )
+    cors: CorsSettings | None = setting(None, tier="live", doc="CORS rules; absent means every origin may ask.")
+    middleware: tuple[MiddlewareSettings, ...] = setting(
+        (), tier="live", converter=_by_priority, doc="Functions every request passes, in order of priority."
+    )
+    body_limit: int = setting(
+        16 * 1024 * 1024, tier="live", unit="bytes", ge=1, doc="Largest request body; a larger one is answered 413."
+    )
+    trust_proxy: bool | None = no_op(why=_NOT_IN_HTTP, doc="Take client addresses from proxy headers.")
+    request_id_header: str | None = no_op(why=_NOT_IN_HTTP, doc="Header that carries a request id.")
+    ignore_trailing_slash: bool | None = no_op(why=_NOT_IN_HTTP, doc="Match paths with and without a last slash.")
+    not_found_function: str | None = no_op(why=_NOT_IN_HTTP, doc="Function that answers unmatched paths.")
+
+
+# State and stream
+
+
+@frozen(kw_only=True)
+class StoreSettings:
+    """Where an embedded store keeps its data."""
+
+    store_method: str | None = setting(
+        None, tier="restart", choices=_STORES, doc="in_memory or file_based; absent means file_based."
+    )
+    file_path: str | None = setting(
+        None, tier="restart", nonempty=True, doc="Directory of the store; absent means one under the data directory."
+    )
+    save_interval_ms: int | None = _save_interval()
+
+
+class _StoreAdapter:
+    """What the adapters over an embedded store have in common."""
+
+    __slots__ = ()
+    name: str
+    config: StoreSettings
+
+    def directory(self, default: Path) -> Path | None:
+        """Where the data lives: the directory in the settings, else `default`; None if memory was asked for."""
+        if (self.config.store_method or self.name) == _IN_MEMORY:
+            return None
+        return default if self.config.file_path is None else Path(self.config.file_path)
+
+
+@frozen(kw_only=True)
+class StateAdapter(_StoreAdapter):
+    """What state is kept in."""
+
+    name: str = _adapter("kv", more=("builtin", *_STORES))
+    config: StoreSettings = setting(StoreSettings(), tier="restart", doc="Settings of the store.")
+
+
+@frozen(kw_only=True)
+class StateSettings:
+    """Key-value state and its triggers."""
+
+    adapter: StateAdapter = setting(StateAdapter(), tier="restart", doc="What state is kept in.")
+    triggers_enabled: bool = setting(True, tier="live", doc="Whether changes fire triggers.")
+    max_value_bytes: int | None = setting(None, tier="live", unit="bytes", ge=1, doc="Largest value that is stored.")
+    save_interval_ms: int | None = _save_interval()
+
+
+@frozen(kw_only=True)
+class StreamStoreSettings(StoreSettings):
+    """Where streams keep their data, and how far a subscriber may fall behind."""
+
+    channel_size: int = setting(256, tier="restart", ge=1, doc="Events buffered for one subscriber.")
+
+
+@frozen(kw_only=True)
+class StreamAdapter(_StoreAdapter):
+    """What streams are kept in."""
+
+    name: str = _adapter("kv", more=("builtin", *_STORES))
+    config: StreamStoreSettings = setting(StreamStoreSettings(), tier="restart", doc="Settings of the store.")
+
+
+@frozen(kw_only=True)
+class StreamSettings:
+    """Streams and the port their subscribers connect to."""
+
+    port: int = _port(3112)
+    host: str = _host()
+    auth_function: str | None = setting(
+        None, tier="live", nonempty=True, doc="Function that admits new subscriber connections."
+    )
+    adapter: StreamAdapter = setting(StreamAdapter(), tier="rebind", doc="What streams are kept in.")
+
+
+# Queue
+
+
+def _in_queue(rule: str) -> Callable[[str, Any], str]:
+    return lambda queue, value: rule.format(queue=queue, value=value)
+
+
+@frozen(kw_only=True)
+class QueueSettings:
+    """One named queue."""
+
+    type: str = setting(
+        "standard",
+        tier="live",
+        choices=("standard", "fifo"),
+        refusal=_in_queue("Queue '{queue}' has invalid type '{value}'. Must be 'standard' or 'fifo'"),
+        doc="standard, or fifo for order within a message group.",
+    )
+    max_retries: int = setting(3, tier="live", ge=0, le=_MAX_U32, doc="Deliveries before a message is a dead letter.")
+    concurrency: int = setting(
+        10,
+        tier="live",
+        ge=1,
+        le=_MAX_U32,
+        refusal=_in_queue("Queue '{queue}' has 'concurrency' {value}; it must be at least 1"),
+        doc="Messages handled at once.",
+    )
+    message_group_field: str | None = setting(
+        None,
+        tier="live",
+        nonempty=True,
+        refusal=_in_queue("Queue '{queue}' has an empty 'message_group_field'"),
+        doc="Field of the payload that names its group; a fifo queue must have it.",
+    )
+    backoff_ms: int = setting(
+        1000, tier="live", unit="ms", ge=0, doc="Delay before the second delivery; doubles with each failure."
+    )
+    timeout_ms: int = setting(
+        1_800_000,
+        tier="live",
+        unit="ms",
+        ge=1,
+        refusal=_in_queue("Queue '{queue}' has 'timeout_ms' {value}; it must be at least 1"),
+        doc="How long one delivery may take before it counts as failed.",
+    )
+    poll_interval_ms: int | None = no_op(why=_NO_POLLING, unit="ms", ge=1, doc="Interval between looks at the store.")
+    max_priority: int | None = no_op(
+        why="only an external broker orders by priority",
+        ge=1,
+        le=255,
+        refusal=_in_queue("Queue '{queue}' has 'max_priority' {value}; it must be between 1 and 255"),
+        doc="Highest message priority.",
+    )
+    priority_field: str | None = no_op(
+        why="only an external broker orders by priority", doc="Field of the payload that holds its priority."
+    )
+    redeliver_on_engine_restart: bool | None = no_op(
+        why="an interrupted delivery is always repeated", doc="Repeat deliveries that a restart interrupted."
+    )
+
+    def refusals(self, queue: str) -> Iterator[tuple[tuple[str, ...], str]]:
+        if self.type == "fifo" and self.message_group_field is None:
+            yield ("type",), f"Queue '{queue}' is of type 'fifo' but 'message_group_field' is not set"
+
+
+@frozen(kw_only=True)
+class QueueStoreSettings(StoreSettings):
+    """Where the queue keeps its messages, and what holds for topic subscribers that say nothing else."""
+
+    max_attempts: int = setting(3, tier="restart", ge=1, le=_MAX_U32, doc="Deliveries of a topic message.")
+    backoff_ms: int = setting(1000, tier="restart", unit="ms", ge=0, doc="Delay before a topic message's second one.")
+    concurrency: int = setting(10, tier="restart", ge=1, le=_MAX_U32, doc="Topic messages handled at once.")
+    mode: str = setting(
+        "concurrent", tier="restart", choices=("concurrent", "fifo"), doc="concurrent, or fifo for one at a time."
+    )
+    poll_interval_ms: int | None = no_op(why=_NO_POLLING, unit="ms", ge=1, doc="Interval between looks at the store.")
+
+
+@frozen(kw_only=True)
+class QueueAdapter(_StoreAdapter):
+    """What messages are kept in."""
+
+    name: str = _adapter("builtin", more=("kv", *_STORES))
+    config: QueueStoreSettings = setting(QueueStoreSettings(), tier="restart", doc="Settings of the store.")
+
+
+def _with_default(queues: Mapping[str, QueueSettings]) -> Mapping[str, QueueSettings]:
+    return MappingProxyType(dict(queues) if "default" in queues else {"default": QueueSettings(), **queues})
+
+
+@frozen(kw_only=True)
+class QueueModuleSettings:
+    """Named queues and topics. The queue `default` is always there."""
+
+    queue_configs: Mapping[str, QueueSettings] = setting(
+        MappingProxyType({}), tier="live", converter=_with_default, doc="The named queues."
+    )
+    adapter: QueueAdapter = setting(QueueAdapter(), tier="restart", doc="What messages are kept in.")
+
+    def refusals(self, _: str) -> Iterator[tuple[tuple[str, ...], str]]:
+        for name in self.queue_configs:
+            if not name.strip():
+                yield ("queue_configs", name), "queue name is required"
+            elif name != name.strip():
+                yield ("queue_configs", name), "queue name must not have leading or trailing whitespace"
+
+
+# Pub/sub and cron
+
+
+@frozen(kw_only=True)
+class NoSettings:
+    """An adapter without settings."""
+
+
+@frozen(kw_only=True)
+class PubSubAdapter:
+    """What carries published messages."""
+
+    name: str = _adapter("local")
+    config: NoSettings = setting(NoSettings(), tier="restart", doc="Nothing to set.")
+
+
+@frozen(kw_only=True)
+class PubSubSettings:
+    """Publish and subscribe."""
+
+    adapter: PubSubAdapter = setting(PubSubAdapter(), tier="restart", doc="What carries published messages.")
+
+
+@frozen(kw_only=True)
+class CronLockSettings:
+    """Where cron keeps its locks; in memory unless the file says otherwise."""
+
+    store_method: str = setting(_IN_MEMORY, tier="restart", choices=_STORES, doc="in_memory or file_based.")
+    file_path: str | None = setting(None, tier="restart", nonempty=True, doc="Directory of the lock store.")
+    save_interval_ms: int | None = _save_interval()
+    lock_ttl_ms: int = setting(30_000, tier="restart", unit="ms", ge=1, doc="How long a lock outlives its holder.")
+    lock_index: str = setting("cron_locks", tier="restart", nonempty=True, doc="Index the locks are kept under.")
+
+
+@frozen(kw_only=True)
+class CronAdapter:
+    """What decides which engine runs a job."""
+
+    name: str = _adapter("kv")
+    config: CronLockSettings = setting(CronLockSettings(), tier="restart", doc="Settings of the locks.")
+
+
+@frozen(kw_only=True)
+class CronSettings:
+    """Scheduled triggers."""
+
+    adapter: CronAdapter = setting(CronAdapter(), tier="restart", doc="What decides which engine runs a job.")
+    weekday_numbering: str = setting(
+        "quartz",
+        tier="restart",
+        choices=("quartz", "posix"),
+        doc="quartz counts Sunday as 1, posix counts Sunday as 0 or 7.",
+    )
+
+
+SETTINGS: Final[Mapping[str, type[Any]]] = MappingProxyType(
+    {
+        "worker-manager": WorkerManagerSettings,
+        "http": HttpSettings,
+        "state": StateSettings,
+        "stream": StreamSettings,
+        "queue": QueueModuleSettings,
+        "pubsub": PubSubSettings,
+        "cron": CronSettings,
+    }
+)
+"""Canonical worker name → its settings class."""
+
+
+def read_settings(cls: type[T], entry: Entry) -> Structured[T]:
+    """The block of `entry` as an instance of `cls`.
+
+    Raises `ConfigError`, which begins `failed to create worker '<name as listed>'` and has every problem of the block.
+    """
+    return structure(cls, entry.config, summary=f"failed to create worker '{entry.label}'")

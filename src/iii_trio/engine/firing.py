@@ -1,0 +1,199 @@
+"""Delivering trigger events: condition, then handler, in order within a lane, bounded across lanes.
+
+A module hands over (binding, payload, lane) and goes on; no task is made. Each lane runs one delivery at a time, in the
+order in which it was given them; a delivery without a lane is its own. At most `limit` deliveries of a module run at
+once; at most `waiting` wait, and what comes on top is dropped and counted.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Hashable
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+
+from ..protocol import ABSENT, Json
+from ..protocol.limits import CONDITION_S, DELIVERY_S, FIRING_RUNNING, FIRING_WAITING
+from .invocations import Outcome
+from .triggers import Binding
+
+if TYPE_CHECKING:
+    from .local import LocalPeer
+
+log = logging.getLogger(__name__)
+
+
+class Delivered(Enum):
+    """How a delivery ended."""
+
+    HANDLED = "handled"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    DROPPED = "dropped"
+
+
+OnDelivered = Callable[[Delivered, Outcome | None], None]
+
+
+@define(eq=False)
+class Delivery:
+    """One event on its way to one binding."""
+
+    binding: Binding
+    payload: Json
+    condition: str | None
+    lane: Hashable
+    traceparent: str | None
+    baggage: str | None
+    on_delivered: OnDelivered | None
+
+
+@frozen
+class FiringStatistics:
+    """Deliveries now `running` and `waiting`; ended so far as `handled`, `skipped`, `failed`, `dropped`."""
+
+    running: int
+    waiting: int
+    handled: int
+    skipped: int
+    failed: int
+    dropped: int
+
+
+@define(eq=False)
+class Firing:
+    """One module's deliveries."""
+
+    peer: "LocalPeer"
+    limit: int = FIRING_RUNNING
+    max_waiting: int = FIRING_WAITING
+    condition_timeout_s: float = CONDITION_S
+    handler_timeout_s: float = DELIVERY_S
+    _lanes: dict[Hashable, deque[Delivery]] = field(factory=dict, init=False)
+    _ready: deque[Hashable] = field(factory=deque, init=False)
+    _running: int = field(default=0, init=False)
+    _waiting: int = field(default=0, init=False)
+    _counts: dict[Delivered, int] = field(factory=lambda: dict.fromkeys(Delivered, 0), init=False)
+    _starting: bool = field(default=False, init=False)
+
+    def fire(
+        self,
+        binding: Binding,
+        payload: Json,
+        *,
+        condition: str | None = None,
+        lane: Hashable | None = None,
+        traceparent: str | None = None,
+        baggage: str | None = None,
+        on_delivered: OnDelivered | None = None,
+    ) -> None:
+        """Deliver `payload` to the binding's function in its namespace, with its metadata; returns at once.
+
+        `condition` is a function in the same namespace: exactly `false` skips the handler, an error fails the delivery
+        (spec/protocol.md §8). Events of one `lane` and binding are handled one after the other, in this order.
+        """
+        delivery = Delivery(
+            binding,
+            payload,
+            condition,
+            object() if lane is None else (binding.id, lane),
+            traceparent,
+            baggage,
+            on_delivered,
+        )
+        if self._waiting >= self.max_waiting:
+            self._end(delivery, Delivered.DROPPED, None)
+            return
+        queue = self._lanes.get(delivery.lane)
+        if queue is None:
+            self._lanes[delivery.lane] = deque((delivery,))
+            self._ready.append(delivery.lane)
+        else:
+            queue.append(delivery)
+        self._waiting += 1
+        self._start_ready()
+
+    def _start_ready(self) -> None:
+        if self._starting:
+            return  # a delivery that ends synchronously is picked up by the loop below
+        self._starting = True
+        try:
+            while self._ready and self._running < self.limit:
+                delivery = self._lanes[self._ready.popleft()][0]
+                self._waiting -= 1
+                self._running += 1
+                self._start(delivery)
+        finally:
+            self._starting = False
+
+    def _start(self, delivery: Delivery) -> None:
+        if delivery.condition is None:
+            self._handle(delivery)
+            return
+
+        def decided(outcome: Outcome) -> None:
+            if not outcome.ok:
+                self._done(delivery, Delivered.FAILED, outcome)
+            elif outcome.result.is_false():
+                self._done(delivery, Delivered.SKIPPED, outcome)
+            else:
+                self._handle(delivery)
+
+        self.peer.call(
+            delivery.condition,
+            delivery.payload,
+            decided,
+            namespace=delivery.binding.namespace,
+            timeout_s=self.condition_timeout_s,
+            traceparent=delivery.traceparent,
+            baggage=delivery.baggage,
+        )
+
+    def _handle(self, delivery: Delivery) -> None:
+        def handled(outcome: Outcome) -> None:
+            self._done(delivery, Delivered.HANDLED if outcome.ok else Delivered.FAILED, outcome)
+
+        self.peer.call(
+            delivery.binding.function_id,
+            delivery.payload,
+            handled,
+            namespace=delivery.binding.namespace,
+            timeout_s=self.handler_timeout_s,
+            metadata=delivery.binding.metadata or ABSENT,
+            traceparent=delivery.traceparent,
+            baggage=delivery.baggage,
+        )
+
+    def _done(self, delivery: Delivery, how: Delivered, outcome: Outcome) -> None:
+        self._running -= 1
+        queue = self._lanes[delivery.lane]
+        queue.popleft()
+        if queue:
+            self._ready.append(delivery.lane)
+        else:
+            del self._lanes[delivery.lane]
+        self._end(delivery, how, outcome)
+        self._start_ready()
+
+    def _end(self, delivery: Delivery, how: Delivered, outcome: Outcome | None) -> None:
+        self._counts[how] += 1
+        binding = delivery.binding
+        if how is Delivered.FAILED and outcome is not None:
+            log.warning("trigger %s: %s failed: %s", binding.id, binding.function_id, outcome.exception())
+        elif how is Delivered.DROPPED:
+            log.warning("trigger %s: an event for %s was dropped, too many wait", binding.id, binding.function_id)
+        if delivery.on_delivered is not None:
+            delivery.on_delivered(how, outcome)
+
+    def statistics(self) -> FiringStatistics:
+        """A frozen picture of this module's deliveries."""
+        counts = self._counts
+        return FiringStatistics(
+            running=self._running,
+            waiting=self._waiting,
+            handled=counts[Delivered.HANDLED],
+            skipped=counts[Delivered.SKIPPED],
+            failed=counts[Delivered.FAILED],
+            dropped=counts[Delivered.DROPPED],
+        )

@@ -1,0 +1,261 @@
+"""The worker port: accepts sockets, bounds handshakes, routes paths, and owns one nursery per connection.
+
+listener ─ accept loops
+         ├ sweeper: pings the silent, ends the dead
+         └ connection <id>: reader · writer
+"""
+
+import errno
+import logging
+import socket
+import uuid
+from functools import partial
+from typing import Final, Protocol
+
+import trio
+from attrs import define, field, frozen
+
+from ..protocol.errors import ConfigError
+from ..protocol.limits import (
+    HANDSHAKE_S,
+    PEER_MESSAGE_DEFAULT,
+    PEERS,
+    PENDING_SOCKETS,
+)
+from ..transport import Connection, Framing, HandshakeError, Oversize, Refusal, Request, accept
+from .engine import Engine
+from .remote import RemotePeer
+
+log = logging.getLogger(__name__)
+
+LOOPBACK: Final = ("127.0.0.1", "::1")
+SWEEP_S: Final = 1.0
+BACKLOG: Final = 1024
+
+
+class Telemetry(Protocol):
+    """Where binary telemetry frames go (spec/protocol.md §1); the default counts them."""
+
+    def frame(self, data: bytes) -> None:
+        """One binary frame of a telemetry socket."""
+
+
+@frozen
+class ListenerStatistics:
+    """Sockets in their `handshakes` and established `connections`; `telemetry_frames` received so far."""
+
+    handshakes: int
+    connections: int
+    telemetry_frames: int
+
+
+async def bind(host: str, port: int, what: str) -> list[trio.SocketListener]:
+    """Listening sockets for `host:port`; `localhost` means both loopback addresses, port 0 one port for all of them.
+
+    Raises `ConfigError` naming the address and `what` wanted it when it is taken or cannot be bound.
+    """
+    hosts = LOOPBACK if host == "localhost" else (host,)
+    listeners: list[trio.SocketListener] = []
+    try:
+        for index, address in enumerate(hosts):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            sock = trio.socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                await sock.bind((address, port))
+                sock.listen(BACKLOG)
+            except OSError as error:
+                sock.close()
+                if index and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    continue  # a machine without IPv6
+                raise _bind_error(error, address, port, what) from None
+            port = port or sock.getsockname()[1]
+            listeners.append(trio.SocketListener(sock))
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
+        raise
+    return listeners
+
+
+def _bind_error(error: OSError, address: str, port: int, what: str) -> ConfigError:
+    shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        return ConfigError(f"address {shown} is already in use ({what}); stop the other program or choose another port")
+    return ConfigError(f"failed to bind to {shown} ({what}): {error.strerror}")
+
+
+@define(eq=False, repr=False, kw_only=True)
+class Listener:
+    """One worker port. `addresses` is known once `run` has started; `host` and `port` as configured."""
+
+    core: Engine
+    host: str = "localhost"
+    port: int = 49134
+    handshake_timeout_s: float = HANDSHAKE_S
+    telemetry: Telemetry | None = None
+    addresses: tuple[tuple[str, int], ...] = field(default=(), init=False)
+    _handshakes: int = field(default=0, init=False)
+    _connections: dict[Connection, RemotePeer | None] = field(factory=dict, init=False)
+    _telemetry_frames: int = field(default=0, init=False)
+    _closing: bool = field(default=False, init=False)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Bind, accept and serve until cancelled; `started()` once the port is open. Raises `ConfigError`."""
+        listeners = await bind(self.host, self.port, "the worker port")
+        self.addresses = tuple(listener.socket.getsockname()[:2] for listener in listeners)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sweep, name="sweeper")
+            await nursery.start(
+                partial(trio.serve_listeners, self._accepted, listeners, handler_nursery=nursery),
+                name="accept",
+            )
+            task_status.started()
+            await trio.sleep_forever()
+
+    def close_all(self, code: int, reason: str) -> None:
+        """Begin to close every connection; sockets that come now are refused."""
+        self._closing = True
+        for connection, peer in tuple(self._connections.items()):
+            if peer is not None:
+                peer.retire(code, reason)
+            else:
+                connection.close(code, reason)
+
+    async def wait_closed(self) -> None:
+        """Return when no connection is left."""
+        while self._connections:
+            self._emptied = trio.Event()
+            await self._emptied.wait()
+
+    _emptied: trio.Event | None = field(default=None, init=False)
+
+    async def _sweep(self) -> None:
+        while True:
+            await trio.sleep(SWEEP_S)
+            now = trio.current_time()
+            for connection in tuple(self._connections):
+                connection.check_liveness(now)
+
+    # -- one socket ---------------------------------------------------------------------------------------------------
+
+    async def _accepted(self, stream: trio.SocketStream) -> None:
+        if self._closing or self._handshakes >= PENDING_SOCKETS:
+            await trio.aclose_forcefully(stream)
+            return
+        self._handshakes += 1
+        try:
+            request, framing, rest = await accept(stream, deadline_s=self.handshake_timeout_s, route=_route)
+        except HandshakeError as error:
+            log.debug("handshake failed: %s", error)
+            await trio.aclose_forcefully(stream)
+            return
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        finally:
+            self._handshakes -= 1
+        await self.serve(stream, request, framing, rest)
+
+    async def serve(self, stream: trio.abc.Stream, request: Request, framing: Framing, rest: bytes = b"") -> None:
+        """Serve one upgraded stream to its end; also how tests connect workers over memory streams."""
+        if len(self._connections) >= PEERS:
+            connection = Connection(stream, framing, name="refused")
+            connection.close(1013, "too many connections")
+            await connection.run(lambda _: None, rest=rest)
+            return
+        if request.path == "/otel":
+            await self._serve_telemetry(stream, framing, rest)
+            return
+        worker_id = str(uuid.uuid4())
+        peer: RemotePeer
+
+        def on_binary(data: bytes) -> None:
+            peer.on_binary(data)
+
+        def on_oversize(report: Oversize) -> None:
+            peer.on_oversize(report)
+
+        def on_pong(_payload: bytes) -> None:
+            peer.on_heard()
+
+        connection = Connection(
+            stream,
+            framing,
+            on_binary=on_binary,
+            on_oversize=on_oversize,
+            on_pong=on_pong,
+            name=f"worker {worker_id}",
+        )
+        peer = RemotePeer(
+            id=worker_id,
+            cap=PEER_MESSAGE_DEFAULT,
+            injects=True,
+            core=self.core,
+            connection=connection,
+            address=_address(stream),
+            connected_at_ms=self.core.clock.wall_ms(),
+        )
+        self._connections[connection] = peer
+        try:
+            self.core.attach(peer)
+            closed = await connection.run(peer.on_batch, rest=rest)
+            log.debug("worker %s ended: %s", peer.label, closed)
+        except Exception as error:
+            # the one place where a bug in frame dispatch ends one connection instead of the engine; it was closed 1011
+            incident = uuid.uuid4().hex[:12]
+            log.error("connection of worker %s failed (incident %s)", peer.label, incident, exc_info=error)
+        finally:
+            self.core.release(peer)
+            self._forget(connection)
+
+    async def _serve_telemetry(self, stream: trio.abc.Stream, framing: Framing, rest: bytes) -> None:
+        def on_binary(data: bytes) -> None:
+            self._telemetry_frames += 1
+            if self.telemetry is not None:
+                self.telemetry.frame(data)
+
+        def oversize(_report: Oversize) -> None:
+            connection.close(1009, "telemetry frame above the limit")
+
+        connection = Connection(stream, framing, on_binary=on_binary, on_oversize=oversize, name="telemetry")
+        self._connections[connection] = None
+        try:
+            await connection.run(lambda _texts: None, rest=rest)
+        finally:
+            self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        del self._connections[connection]
+        if not self._connections and self._emptied is not None:
+            self._emptied.set()
+
+    def statistics(self) -> ListenerStatistics:
+        """A frozen picture of the port."""
+        return ListenerStatistics(
+            handshakes=self._handshakes,
+            connections=len(self._connections),
+            telemetry_frames=self._telemetry_frames,
+        )
+
+
+def _route(request: Request) -> Refusal | None:
+    if request.path in ("/", "", "/otel"):
+        return None
+    if request.path.startswith("/ws/channels/"):
+        return Refusal(404, "Channel not found")
+    return Refusal(404, "Not found: workers connect to /")
+
+
+def _address(stream: trio.abc.Stream) -> str:
+    if isinstance(stream, trio.SocketStream):
+        try:
+            return str(stream.socket.getpeername()[0])
+        except OSError:
+            return "gone"
+    return "memory"
+
+
+__all__ = ["Listener", "ListenerStatistics", "Telemetry", "bind"]

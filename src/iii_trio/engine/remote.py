@@ -1,0 +1,547 @@
+"""A worker behind a socket: its frames become core calls, the core's calls become its frames.
+
+`RemotePeer` is synchronous through and through. `listener.py` runs the socket and hands over batches of frames; what
+is sent goes into the connection's outbox. A connection ends in `retire` or at the end of its socket, and both come to
+`Engine.release`, once.
+"""
+
+import logging
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, field, frozen
+
+from ..protocol import NULL, Json, codec, errors, trace
+from ..protocol.codec import Envelope
+from ..protocol.errors import ProtocolError, WireError
+from ..protocol.limits import PROBE_S
+from ..protocol.messages import (
+    CancelInvocation,
+    Error,
+    ErrorBody,
+    Message,
+    Pong,
+    Reattach,
+    RegisterFunction,
+    RegisterTrigger,
+    RegisterTriggerType,
+    RegisterWorker,
+    TriggerRegistrationResult,
+    UnregisterFunction,
+    UnregisterTrigger,
+    UnregisterTriggerType,
+)
+from ..transport import Connection, Oversize
+from . import registrations
+from .admission import REGISTRATIONS, Intake
+from .deadlines import Timer
+from .invocations import Call, Outcome
+from .peer import DEFAULT_NAMESPACE, Peer
+from .triggers import Binding
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+log = logging.getLogger(__name__)
+
+CANCEL_FEATURE: Final = "cancel.v1"
+TELEMETRY: Final = (b"OTLP", b"MTRC", b"LOGS")
+ENQUEUE: Final = "engine::queue::enqueue"
+
+
+@define(eq=False)
+class Probe:
+    """A question to a connection: is anybody there? Every inbound byte answers it, and so does the deadline."""
+
+    since: float
+    timer: Timer
+    asked_by: list[Callable[[bool], None]]
+
+
+@frozen
+class RemoteStatistics:
+    """One worker connection: calls it `waits` for and `runs`, its `functions`, `bindings`, `types`, `parked` frames."""
+
+    waits: int
+    runs: int
+    functions: int
+    bindings: int
+    types: int
+    parked: int
+    pending_bytes: int
+
+
+@define(eq=False, repr=False, kw_only=True)
+class RemotePeer(Peer):
+    """One worker connection."""
+
+    core: "Engine"
+    connection: Connection
+    address: str
+    connected_at_ms: int
+    reattach_token: str = field(factory=lambda: str(uuid.uuid4()))
+    info: RegisterWorker | None = None
+    description: str | None = None
+    namespace_fixed: bool = False
+    lease: tuple[str, str] | None = None
+    announced: bool = False
+    telemetry_frames: int = 0
+    intake: Intake = field(init=False)
+    _grace: Timer | None = field(default=None, init=False)
+    _probe: Probe | None = field(default=None, init=False)
+    _bad_kinds: set[str] = field(factory=set, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self.intake = Intake(self.connection.pause_reading, self.connection.resume_reading)
+
+    @property
+    def label(self) -> str:
+        """How log lines call it."""
+        return f"{self.name} ({self.id})" if self.name else self.id
+
+    # -- what it sends us ---------------------------------------------------------------------------------------------
+
+    def on_batch(self, frames: list[bytes]) -> None:
+        """A batch of text frames, in order; called by the connection's reader."""
+        self.core.invocations.tick()
+        if self._probe is not None:
+            self._answer_probe(alive=True)
+        if not self.announced:
+            self.core.announce(self)
+        for frame in frames:
+            if self.leaving:
+                return
+            try:
+                envelope = codec.open_envelope(frame)
+            except ProtocolError as error:
+                self._bad_frame(frame, str(error))
+                continue
+            kind = envelope.type
+            if kind == "invocationresult":
+                self._on_result(envelope, frame)
+            elif kind == "invokefunction":
+                self._on_invoke(envelope, frame)
+            else:
+                self._on_other(kind, frame)
+
+    def on_binary(self, frame: bytes) -> None:
+        """A binary message: telemetry, or a protocol message in binary dress (spec/protocol.md §1)."""
+        if frame[:4] in TELEMETRY:
+            self.telemetry_frames += 1
+        else:
+            self.on_batch([frame])
+
+    def on_heard(self) -> None:
+        """Anything at all arrived, a pong for instance."""
+        if self._probe is not None:
+            self._answer_probe(alive=True)
+
+    def on_oversize(self, oversize: Oversize) -> None:
+        """A message above the limit was skipped: answer it if it named a call, else the connection ends with 1009."""
+        kind, invocation_id, function_id = codec.salvage(oversize.head)
+        limit = self.connection.message_limit
+        error = WireError(errors.too_large_text(oversize.size, limit), errors.PAYLOAD_TOO_LARGE)
+        if invocation_id is None:
+            log.warning("worker %s sent a message of %d bytes; the limit is %d", self.label, oversize.size, limit)
+            self.retire(1009, f"message of {oversize.size} bytes; the limit is {limit}")
+        elif kind == "invocationresult":
+            call = self._running(invocation_id)
+            if call is not None:
+                call.fail(error)
+        else:
+            self.reply(invocation_id, function_id, Outcome.failed(error))
+
+    def _on_other(self, kind: str, frame: bytes) -> None:
+        try:
+            if kind in REGISTRATIONS:
+                message = codec.read_message(kind, frame)
+                if self.intake.holds_registrations:
+                    function_id = message.id if isinstance(message, RegisterFunction) else None
+                    self.intake.park(lambda: self._apply(message), len(frame), function_id)
+                else:
+                    self._apply(message)
+            elif kind in _HANDLERS:
+                _HANDLERS[kind](self, codec.read_message(kind, frame))
+            elif not codec.is_known(kind):
+                self._bad_frame(frame, f"unknown message type {kind!r}")
+        except ProtocolError as error:
+            self._bad_frame(frame, str(error))
+
+    def _apply(self, message: Message) -> None:
+        if self.leaving:
+            return
+        if isinstance(message, RegisterFunction):
+            registrations.register_function(self, message)
+        elif isinstance(message, RegisterTrigger):
+            registrations.register_trigger(self, message)
+        elif isinstance(message, UnregisterFunction):
+            registrations.unregister_function(self, message.id)
+        elif isinstance(message, UnregisterTrigger):
+            registrations.unregister_trigger(self, message.id)
+        elif isinstance(message, RegisterTriggerType):
+            registrations.register_trigger_type(self, message)
+        elif isinstance(message, UnregisterTriggerType):
+            self.core.triggers.withdraw_type(self, message.namespace or self.namespace, message.id)
+
+    def _on_invoke(self, envelope: Envelope, frame: bytes) -> None:
+        function_id = envelope.function_id
+        if function_id is None:
+            self._bad_frame(frame, "an invokefunction needs a function_id")
+            return
+        if self.intake.holds_call(function_id):
+            self.intake.park(lambda: self._invoke(envelope, function_id, frame), len(frame))
+            return
+        self._invoke(envelope, function_id, frame)
+
+    def _invoke(self, envelope: Envelope, function_id: str, frame: bytes) -> None:
+        if self.leaving:
+            return
+        reply_id = envelope.invocation_id
+        if reply_id is not None:
+            reply_id = codec.canonical_id(reply_id)
+            if reply_id is None:
+                self._bad_frame(frame, f"invocation_id {envelope.invocation_id!r} is no UUID")
+                return
+        namespace = envelope.namespace
+        if namespace is not None and not namespace.strip():
+            error = WireError(errors.blank_namespace_text(), errors.INVALID_NAMESPACE)
+            self._refuse(reply_id, function_id, Outcome.failed(error), envelope)
+            return
+        void = False
+        if envelope.action:
+            try:
+                action = codec.read_action(bytes(envelope.action))
+            except ProtocolError as error:
+                self._bad_frame(frame, f"action: {error}")
+                return
+            if action is not None and action.type == "enqueue":
+                self._enqueue(envelope, function_id, namespace, reply_id, action.queue)
+                return
+            if action is not None and action.type != "void":
+                self._bad_frame(frame, f"unknown action {action.type!r}; the engine knows void and enqueue")
+                return
+            void = action is not None
+        deadline_ms = envelope.deadline_ms
+        started = self.core.invocations.route(
+            self,
+            function_id,
+            Json(bytes(envelope.data)),
+            namespace=namespace,
+            reply_id=None if void else reply_id,
+            timeout_s=None if deadline_ms is None else deadline_ms / 1000,
+            metadata=bytes(envelope.metadata),
+            traceparent=envelope.traceparent,
+            baggage=envelope.baggage,
+        )
+        if isinstance(started, Outcome):
+            self._refuse(None if void else reply_id, function_id, started, envelope)
+
+    def _refuse(self, reply_id: str | None, function_id: str, outcome: Outcome, envelope: Envelope) -> None:
+        """A call that never started: an answer if one is awaited, else an `error` frame, which no SDK minds."""
+        self.core.counters.refused += 1
+        if reply_id is not None:
+            self.reply(reply_id, function_id, outcome, envelope.traceparent, envelope.baggage)
+            return
+        error = outcome.exception()
+        log.warning("worker %s: call of %s without a reply failed: %s", self.label, function_id, error)
+        if error.code == errors.FORBIDDEN:
+            self.reply(str(uuid.uuid4()), function_id, outcome, envelope.traceparent, envelope.baggage)
+        else:
+            self.complain(error)
+
+    def _enqueue(
+        self, envelope: Envelope, function_id: str, namespace: str | None, reply_id: str | None, queue: str | None
+    ) -> None:
+        """`action: enqueue` is a call of the queue provider in the caller's name (spec/protocol.md §7.2)."""
+        space = namespace or DEFAULT_NAMESPACE
+        if self.session is not None:
+            entry = self.core.functions.get(space, function_id)
+            refusal = self.core.access.check(self.session, space, function_id, entry)
+            if refusal is not None:
+                self._refuse(reply_id, function_id, Outcome.failed(refusal), envelope)
+                return
+        receipt = str(uuid.uuid4())
+        traceparent, baggage = envelope.traceparent or None, envelope.baggage or None
+        request = {
+            "queue": queue or "",
+            "function_id": function_id,
+            "messageReceiptId": receipt,
+            "traceparent": traceparent,
+            "baggage": trace.with_function(baggage, function_id) if traceparent or baggage else None,
+        }
+        if space != DEFAULT_NAMESPACE:
+            request["namespace"] = space
+        data = codec.encode_value(request)[:-1] + b',"data":' + bytes(envelope.data) + b"}"
+
+        def done(outcome: Outcome) -> None:
+            if outcome.ok:
+                result = Outcome(Json(b'{"messageReceiptId":"%s"}' % receipt.encode()))
+            else:
+                result = Outcome.failed(_enqueue_error(outcome.exception()))
+            if reply_id is not None:
+                self.reply(reply_id, function_id, result, traceparent, baggage)
+            elif not outcome.ok:
+                log.warning("worker %s: enqueue of %s failed: %s", self.label, function_id, result.exception())
+                self.complain(result.exception())
+
+        self.core.local.call(ENQUEUE, Json(data), done, traceparent=traceparent, baggage=baggage)
+
+    def _on_result(self, envelope: Envelope, frame: bytes) -> None:
+        if envelope.invocation_id is None:
+            self._bad_frame(frame, "an invocationresult needs an invocation_id")
+            return
+        call = self._running(envelope.invocation_id)
+        if call is None:
+            self.core.counters.late_results += 1
+            return
+        error = codec.read_error(bytes(envelope.error)) if envelope.error else b""
+        call.finish(Outcome(Json(bytes(envelope.result)), error))
+
+    def _running(self, invocation_id: str) -> Call | None:
+        """A call this connection runs: nobody else can answer it."""
+        call = self.running.get(invocation_id)
+        if call is None:
+            canonical = codec.canonical_id(invocation_id)
+            call = self.running.get(canonical) if canonical is not None else None
+        return call
+
+    def _bad_frame(self, frame: bytes, detail: str) -> None:
+        """Undecodable: whoever can be named gets an error; the rest is counted, and logged once per kind."""
+        if not frame.strip():
+            return
+        self.core.counters.bad_frames += 1
+        kind, invocation_id, function_id = codec.salvage(frame)
+        label = kind or "unknown"
+        if label not in self._bad_kinds and len(self._bad_kinds) < 100:
+            self._bad_kinds.add(label)
+            log.warning("worker %s sent a bad %s frame: %s (logged once per kind)", self.label, label, detail)
+        error = WireError(f"undecodable {label} frame: {detail}", errors.INVALID_MESSAGE)
+        call = self._running(invocation_id) if invocation_id is not None and kind != "invokefunction" else None
+        if call is not None:
+            call.fail(error)
+        elif invocation_id is not None and kind != "invocationresult":
+            self.reply(invocation_id, function_id, Outcome.failed(error))
+        elif invocation_id is None:
+            self.complain(error)
+
+    # -- what it is told ----------------------------------------------------------------------------------------------
+
+    def send(self, message: Message) -> bool:
+        """Queue one frame that is not hot. False when the connection is ending."""
+        return self._push(codec.encode_message(message))
+
+    def complain(self, error: WireError) -> None:
+        """Tell it what was wrong with something that has no answer of its own; every SDK ignores or logs this frame."""
+        self.send(Error(error=ErrorBody(code=error.code, message=error.message)))
+
+    def _push(self, frame: bytes) -> bool:
+        if self.leaving:
+            return False
+        if self.connection.push(frame):
+            return True
+        self.retire(1013, "the outbox is full: this worker does not read its socket")
+        return False
+
+    def reply(
+        self,
+        reply_id: str,
+        function_id: str,
+        outcome: Outcome,
+        traceparent: str | None = None,
+        baggage: str | None = None,
+    ) -> None:
+        """Send an `invocationresult` for a call of this peer."""
+        body = self._body(outcome)
+        if traceparent:
+            body += b',"traceparent":' + codec.encode_value(traceparent)
+        if baggage:
+            body += b',"baggage":' + codec.encode_value(baggage)
+        self._push(
+            b'{"type":"invocationresult","invocation_id":%s,"function_id":%s%s}'
+            % (codec.encode_value(reply_id), codec.encode_value(function_id), body)
+        )
+
+    def _body(self, outcome: Outcome) -> bytes:
+        if outcome.error:
+            return b',"error":' + outcome.error
+        result = outcome.result.raw
+        if not result:
+            return b""
+        if len(result) > self.cap:
+            error = WireError(errors.too_large_text(len(result), self.cap), errors.PAYLOAD_TOO_LARGE)
+            return b',"error":' + codec.encode_error(error)
+        return b',"result":' + result
+
+    # -- Executor and Caller ------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call, data: Json) -> None:
+        """See `Executor.submit`: the payload's text goes out as it came in, the caller's id spliced into it."""
+        if self.connection.overloaded:
+            text = f"worker {self.label} does not keep up: {self.connection.pending_bytes} bytes wait for it"
+            call.fail(WireError(text, errors.WORKER_OVERLOADED))
+            return
+        raw = data.raw
+        if call.origin.injects:
+            raw = codec.splice_caller(raw, call.origin.caller_pair)
+        if call.traceparent or call.baggage or call.metadata or CANCEL_FEATURE in self.features:
+            tail = self._extras(call)
+        else:
+            tail = b"}"
+        frame = b"".join(
+            (b'{"type":"invokefunction","invocation_id":"', call.wire_id.encode(), call.function.wire, raw, tail)
+        )
+        if len(frame) > self.cap:
+            call.fail(WireError(errors.too_large_text(len(frame), self.cap), errors.PAYLOAD_TOO_LARGE))
+        elif not self._push(frame):
+            call.fail(WireError("Invocation stopped", errors.INVOCATION_STOPPED))
+
+    def _extras(self, call: Call) -> bytes:
+        out = b""
+        if call.traceparent:
+            out += b',"traceparent":' + codec.encode_value(call.traceparent)
+        if call.traceparent or call.baggage:
+            out += b',"baggage":' + codec.encode_value(trace.with_function(call.baggage, call.function.id))
+        if call.metadata and call.metadata != NULL.raw:
+            out += b',"metadata":' + call.metadata
+        if call.deadline and CANCEL_FEATURE in self.features:
+            left = max(1, round((call.deadline - call.started_at) * 1000))
+            out += b',"deadline_ms":%d' % left
+        return out + b"}"
+
+    def cancel(self, call: Call, reason: str) -> None:
+        """See `Executor.cancel`: workers that know `cancel.v1` are told, the others answer into a tombstone."""
+        if CANCEL_FEATURE in self.features:
+            self.send(CancelInvocation(invocation_id=call.wire_id, reason=reason))
+
+    def deliver(self, call: Call, outcome: Outcome) -> None:
+        """See `Caller.deliver`."""
+        assert call.reply_id is not None
+        if call.traceparent or call.baggage:
+            self.reply(call.reply_id, call.function.id, outcome, call.traceparent, call.baggage)
+            return
+        self._push(
+            b"".join(
+                (
+                    b'{"type":"invocationresult","invocation_id":"',
+                    call.reply_id.encode(),
+                    call.function.echo,
+                    self._body(outcome),
+                    b"}",
+                )
+            )
+        )
+
+    def binding_refused(self, binding: Binding, error: WireError) -> None:
+        """A provider that came later refused one of this worker's bindings."""
+        self.send(registrations.refused_result(binding, errors.TRIGGER_REGISTRATION_FAILED, error.message))
+
+    # -- identity and life --------------------------------------------------------------------------------------------
+
+    def begin(self, grace_s: float, features: tuple[str, ...]) -> None:
+        """The connection is accepted: greet it and give it `grace_s` seconds to name its namespace."""
+        self._push(
+            codec.encode_value(
+                {
+                    "type": "workerregistered",
+                    "worker_id": self.id,
+                    "reattach_token": self.reattach_token,
+                    "features": features,
+                }
+            )
+        )
+        self._grace = self.core.deadlines.after(grace_s, self._grace_over)
+
+    def _grace_over(self) -> None:
+        self._grace = None
+        if not self.namespace_fixed:
+            if self.intake.statistics().parked:
+                log.warning("worker %s named no namespace in time; it works in 'default'", self.label)
+            self.fix_namespace(DEFAULT_NAMESPACE)
+
+    def fix_namespace(self, namespace: str) -> None:
+        """From now on this connection's registrations apply, in `namespace`; it never changes again."""
+        if not self.namespace_fixed:
+            self.namespace = namespace
+            self.namespace_fixed = True
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        self.intake.open()
+
+    def probe(self, answered: Callable[[bool], None]) -> None:
+        """Ask whether anybody is there: `answered(True)` at the next inbound byte, `answered(False)` after 5 s."""
+        if self._probe is None:
+            now = self.core.clock.now()
+            timer = self.core.deadlines.at(now + PROBE_S, lambda: self._answer_probe(alive=False))
+            self._probe = Probe(now, timer, [])
+            self.connection.ping()
+        self._probe.asked_by.append(answered)
+
+    def _answer_probe(self, *, alive: bool) -> None:
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.timer.cancel()
+            for answered in probe.asked_by:
+                answered(alive)
+
+    def retire(self, code: int, reason: str) -> None:
+        """End this connection: its footprint is given back now, its socket closes with `code`."""
+        self.core.release(self)
+        self.connection.close(code, reason)
+
+    def released(self) -> None:
+        """The footprint has been given back; called by `Engine.release` only."""
+        self.intake.discard()
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        self._answer_probe(alive=False)
+
+    def statistics(self) -> RemoteStatistics:
+        """A frozen picture of this connection."""
+        return RemoteStatistics(
+            waits=len(self.calls),
+            runs=len(self.running),
+            functions=len(self.functions),
+            bindings=len(self.bindings),
+            types=len(self.types),
+            parked=self.intake.statistics().parked,
+            pending_bytes=self.connection.pending_bytes,
+        )
+
+    # -- the frames that are neither hot nor registrations ------------------------------------------------------------
+
+    def _on_reattach(self, message: Reattach) -> None:
+        self.core.workers.reattach(self, message.previous_worker_id, message.reattach_token)
+
+    def _on_ping(self, _message: Message) -> None:
+        self.send(Pong())
+
+    def _on_cancel(self, message: CancelInvocation) -> None:
+        call = self.calls.get(codec.canonical_id(message.invocation_id) or "")
+        if call is not None:
+            self.core.invocations.cancel(call, "caller_cancelled")
+
+    def _on_trigger_result(self, message: TriggerRegistrationResult) -> None:
+        binding = self.core.triggers.answered(self, message.id, message.error)
+        if binding is not None and message.error is not None and isinstance(binding.owner, RemotePeer):
+            binding.owner.send(registrations.refused_result(binding, message.error.code, message.error.message))
+
+
+def _enqueue_error(error: WireError) -> WireError:
+    """What the caller of an enqueue is told (spec/protocol.md §7.2)."""
+    if error.code == errors.FUNCTION_NOT_FOUND:
+        return WireError(errors.no_queue_provider_text(), errors.ENQUEUE_ERROR)
+    if error.code == errors.ENQUEUE_ERROR:
+        return error
+    return WireError(f"{error.code}: {error.message}", errors.ENQUEUE_ERROR)
+
+
+_HANDLERS: Final[dict[str, Callable[..., None]]] = {
+    Reattach.TYPE: RemotePeer._on_reattach,
+    "ping": RemotePeer._on_ping,
+    CancelInvocation.TYPE: RemotePeer._on_cancel,
+    TriggerRegistrationResult.TYPE: RemotePeer._on_trigger_result,
+}

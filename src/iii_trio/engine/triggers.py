@@ -1,0 +1,331 @@
+"""Bindings and the providers of trigger types: one table, states as data (spec/protocol.md §9).
+
+A binding is LIVE on a provider, PARKED (nobody provides its type, or its provider left), or REFUSED (its provider said
+no; the next registration of the type tries again). Providers keep derived indexes only: they are told of every change
+by `bind`, `replace` and `unbind`, synchronously, and own nothing. What may happen is `TRANSITIONS`; anything else is a
+bug and raises.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from typing import TYPE_CHECKING, Final, Protocol
+
+from attrs import define, field, frozen
+
+from ..protocol import ABSENT, NULL, Json, errors
+from ..protocol.errors import TriggerRejected, WireError
+from .peer import DEFAULT_NAMESPACE, Peer
+
+if TYPE_CHECKING:
+    from ..protocol.messages import ErrorBody
+
+log = logging.getLogger(__name__)
+
+ALIASES: Final = {"api": "http", "queue": "durable:subscriber", "event": "durable:subscriber"}
+INSTALL_HINTS: Final = {
+    "http": "http",
+    "cron": "cron",
+    "subscribe": "pubsub",
+    "state": "state",
+    "durable:subscriber": "queue",
+    "stream": "stream",
+    "stream:join": "stream",
+    "stream:leave": "stream",
+}
+
+
+class BindingState(Enum):
+    """Where a binding stands."""
+
+    NEW = "new"
+    LIVE = "live"
+    PARKED = "parked"
+    REFUSED = "refused"
+    GONE = "gone"
+
+
+TRANSITIONS: Final[dict[BindingState, frozenset[BindingState]]] = {
+    BindingState.NEW: frozenset({BindingState.LIVE, BindingState.PARKED, BindingState.REFUSED, BindingState.GONE}),
+    BindingState.LIVE: frozenset({BindingState.LIVE, BindingState.PARKED, BindingState.REFUSED, BindingState.GONE}),
+    BindingState.PARKED: frozenset({BindingState.LIVE, BindingState.PARKED, BindingState.REFUSED, BindingState.GONE}),
+    BindingState.REFUSED: frozenset({BindingState.LIVE, BindingState.PARKED, BindingState.REFUSED, BindingState.GONE}),
+    BindingState.GONE: frozenset(),
+}
+
+
+class Reason(Enum):
+    """Why a provider loses a binding."""
+
+    UNREGISTERED = "unregistered"
+    OWNER_LEFT = "owner_left"
+    PROVIDER_LEFT = "provider_left"
+    REJECTED = "rejected"
+
+
+@define(eq=False, repr=False, kw_only=True)
+class Binding:
+    """One function bound to one trigger.
+
+    `trigger_type` is the name its owner used, `type_id` the canonical one. `namespace` is the target function's;
+    `trigger_namespace` the provider's if the owner named one; `home` the owner's own. `owner` of None: durable, nobody's
+    connection ends it. `why` says in words why it is parked or refused.
+    """
+
+    id: str
+    trigger_type: str
+    function_id: str
+    config: Json = NULL
+    metadata: Json = ABSENT
+    owner: Peer | None = None
+    namespace: str = DEFAULT_NAMESPACE
+    trigger_namespace: str | None = None
+    home: str = DEFAULT_NAMESPACE
+    type_id: str = field(init=False)
+    state: BindingState = field(default=BindingState.NEW, init=False)
+    claim: "TypeClaim | None" = field(default=None, init=False)
+    why: str = field(default="", init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.type_id = ALIASES.get(self.trigger_type, self.trigger_type)
+
+    def move(self, state: BindingState, claim: "TypeClaim | None" = None, why: str = "") -> None:
+        """Change state, checked against `TRANSITIONS`."""
+        if state not in TRANSITIONS[self.state]:
+            raise AssertionError(f"binding {self.id}: {self.state} -> {state}")
+        self.state, self.claim, self.why = state, claim, why
+
+
+class Provider(Protocol):
+    """What serves a trigger type: a built-in module, or a worker behind a socket. All synchronous."""
+
+    def bind(self, binding: Binding) -> None:
+        """Start serving a binding. Raises `TriggerRejected` (nothing is bound then)."""
+
+    def replace(self, old: Binding, new: Binding) -> None:
+        """`new` takes the place of `old`, same id. Raises `TriggerRejected`: `old` stays bound then."""
+
+    def unbind(self, binding: Binding, reason: Reason) -> None:
+        """Stop serving a binding; must not raise."""
+
+
+@define(eq=False, repr=False, kw_only=True)
+class TypeClaim:
+    """One provider of one trigger type in one namespace. The newest claim serves; older ones stand by."""
+
+    id: str
+    namespace: str
+    owner: Peer
+    provider: Provider
+    description: str = ""
+    config_format: Json = ABSENT
+    call_format: Json = ABSENT
+
+
+@frozen
+class TriggerStatistics:
+    """Bindings by state, and `types` provided."""
+
+    live: int
+    parked: int
+    refused: int
+    types: int
+
+
+@define(eq=False, repr=False)
+class Triggers:
+    """The table of all bindings and all providers. Every method is one synchronous step."""
+
+    _types: dict[tuple[str, str], list[TypeClaim]] = field(factory=dict)
+    _bindings: dict[str, Binding] = field(factory=dict)
+
+    # -- queries ------------------------------------------------------------------------------------------------------
+
+    def get(self, binding_id: str) -> Binding | None:
+        """The binding of that id in any state, or None."""
+        return self._bindings.get(binding_id)
+
+    def __iter__(self) -> Iterator[Binding]:
+        """Every binding in any state, oldest first."""
+        return iter(tuple(self._bindings.values()))
+
+    def types(self) -> tuple[TypeClaim, ...]:
+        """The serving claim of every provided type."""
+        return tuple(claims[-1] for claims in self._types.values())
+
+    def resolve(self, binding: Binding) -> TypeClaim | None:
+        """The provider that should serve a binding: the named namespace only, else home first, then `default`."""
+        spaces = (
+            (binding.trigger_namespace,) if binding.trigger_namespace is not None else (binding.home, DEFAULT_NAMESPACE)
+        )
+        for space in spaces:
+            # a worker may provide a type under an alias's own name; the alias applies only when nobody does
+            for type_id in (binding.trigger_type, binding.type_id):
+                claims = self._types.get((space, type_id))
+                if claims:
+                    return claims[-1]
+        return None
+
+    # -- bindings -----------------------------------------------------------------------------------------------------
+
+    def register(self, binding: Binding) -> None:
+        """Put a binding in, or in the place of the one with its id. Raises `TriggerRejected`; the old one stays then."""
+        old = self._bindings.get(binding.id)
+        claim = self.resolve(binding)
+        if claim is None:
+            if old is not None:
+                self._drop(old, Reason.UNREGISTERED)
+            self._insert(binding)
+            self._park(binding, self._why_parked(binding))
+            return
+        if old is not None and old.state is BindingState.LIVE and old.claim is claim:
+            claim.provider.replace(old, binding)
+            old.move(BindingState.GONE)
+            self._disown(old)
+        else:
+            claim.provider.bind(binding)
+            if old is not None:
+                self._drop(old, Reason.UNREGISTERED)
+        self._insert(binding)
+        binding.move(BindingState.LIVE, claim)
+
+    def unregister(self, binding_id: str) -> Binding | None:
+        """Take a binding out, whatever its state; returns it, or None when there is none of that id."""
+        binding = self._bindings.get(binding_id)
+        if binding is not None:
+            self._drop(binding, Reason.UNREGISTERED)
+        return binding
+
+    def refuse(self, binding: Binding, why: str) -> None:
+        """A worker provider answered a live binding with an error (spec/protocol.md §9.4)."""
+        if binding.state is BindingState.LIVE and binding.claim is not None:
+            binding.claim.provider.unbind(binding, Reason.REJECTED)
+            binding.move(BindingState.REFUSED, None, why)
+
+    def answered(self, peer: Peer, binding_id: str, error: "ErrorBody | None") -> Binding | None:
+        """A provider answered: ignored unless `peer` serves the binding. Returns the binding if it was refused."""
+        binding = self._bindings.get(binding_id)
+        if binding is None or binding.claim is None or binding.claim.owner is not peer or error is None:
+            return None
+        self.refuse(binding, f"{error.code}: {error.message}")
+        return binding
+
+    # -- providers ----------------------------------------------------------------------------------------------------
+
+    def provide(self, claim: TypeClaim) -> TypeClaim:
+        """Publish a provider, then hand it every binding that now resolves to it (spec/protocol.md §9.5)."""
+        key = (claim.namespace, claim.id)
+        claims = self._types.setdefault(key, [])
+        previous = claims[-1] if claims else None
+        same_owner = [other for other in claims if other.owner is claim.owner]
+        for other in same_owner:
+            claims.remove(other)
+            other.owner.types.remove(other)
+        claims.append(claim)
+        claim.owner.types.append(claim)
+        for binding in self:
+            if self.resolve(binding) is not claim:
+                continue
+            if binding.state is BindingState.LIVE and binding.claim is not None:
+                if binding.claim is not previous or previous not in same_owner:
+                    binding.claim.provider.unbind(binding, Reason.PROVIDER_LEFT)
+            self._activate(binding, claim)
+        return claim
+
+    def withdraw(self, claim: TypeClaim) -> None:
+        """A provider is gone: its bindings move to who provides the type now, or are parked (spec/protocol.md §9.7)."""
+        key = (claim.namespace, claim.id)
+        claims = self._types.get(key, [])
+        if claim not in claims:
+            return
+        claims.remove(claim)
+        claim.owner.types.remove(claim)
+        if not claims:
+            del self._types[key]
+        for binding in self:
+            if binding.claim is claim:
+                claim.provider.unbind(binding, Reason.PROVIDER_LEFT)
+                successor = self.resolve(binding)
+                if successor is None:
+                    self._park(binding, self._why_parked(binding))
+                else:
+                    self._activate(binding, successor)
+
+    def withdraw_type(self, owner: Peer, namespace: str, type_id: str) -> bool:
+        """`withdraw` by name; False when `owner` does not provide it."""
+        for claim in tuple(owner.types):
+            if (claim.namespace, claim.id) == (namespace, type_id):
+                self.withdraw(claim)
+                return True
+        return False
+
+    # -- the end of a peer --------------------------------------------------------------------------------------------
+
+    def release(self, peer: Peer) -> None:
+        """Disconnect cleanup (spec/protocol.md §13.4): its bindings go, its types are withdrawn."""
+        for binding in tuple(peer.bindings.values()):
+            self._drop(binding, Reason.OWNER_LEFT)
+        for claim in tuple(peer.types):
+            self.withdraw(claim)
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def _insert(self, binding: Binding) -> None:
+        self._bindings[binding.id] = binding
+        if binding.owner is not None:
+            binding.owner.bindings[binding.id] = binding
+
+    def _disown(self, binding: Binding) -> None:
+        if binding.owner is not None and binding.owner.bindings.get(binding.id) is binding:
+            del binding.owner.bindings[binding.id]
+
+    def _drop(self, binding: Binding, reason: Reason) -> None:
+        if self._bindings.get(binding.id) is binding:
+            del self._bindings[binding.id]
+        self._disown(binding)
+        claim = binding.claim
+        if binding.state is BindingState.LIVE and claim is not None:
+            claim.provider.unbind(binding, reason)
+        binding.move(BindingState.GONE)
+
+    def _activate(self, binding: Binding, claim: TypeClaim) -> None:
+        try:
+            claim.provider.bind(binding)
+        except TriggerRejected as error:
+            log.warning("trigger %s (%s -> %s): %s", binding.id, binding.type_id, binding.function_id, error.message)
+            binding.move(BindingState.REFUSED, None, error.message)
+            if binding.owner is not None:
+                binding.owner.binding_refused(binding, error)
+        else:
+            binding.move(BindingState.LIVE, claim)
+
+    def _park(self, binding: Binding, why: str) -> None:
+        binding.move(BindingState.PARKED, None, why)
+        log.info("trigger %s (%s -> %s) waits: %s", binding.id, binding.trigger_type, binding.function_id, why)
+
+    def _why_parked(self, binding: Binding) -> str:
+        space = binding.trigger_namespace or binding.home
+        text = f"nobody provides the trigger type '{binding.trigger_type}'"
+        if space != DEFAULT_NAMESPACE:
+            text += f" in namespace '{space}'"
+        hint = INSTALL_HINTS.get(binding.type_id)
+        return f"{text}; add the built-in worker '{hint}' to the configuration" if hint else text
+
+    def statistics(self) -> TriggerStatistics:
+        """A frozen picture of the table."""
+
+        def count(state: BindingState, bindings: Iterable[Binding]) -> int:
+            return sum(binding.state is state for binding in bindings)
+
+        everything = tuple(self._bindings.values())
+        return TriggerStatistics(
+            live=count(BindingState.LIVE, everything),
+            parked=count(BindingState.PARKED, everything),
+            refused=count(BindingState.REFUSED, everything),
+            types=len(self._types),
+        )
+
+
+def rejection(error: TriggerRejected) -> WireError:
+    """The error as the binding's owner gets it: always code `trigger_registration_failed`."""
+    return WireError(error.message, errors.TRIGGER_REGISTRATION_FAILED)

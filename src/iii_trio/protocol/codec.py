@@ -1,0 +1,298 @@
+"""Bytes to messages and back; the only place that knows msgspec.
+
+Theory of operation. A socket's frames are decoded in two steps. `open_envelope` reads every frame into one flat private
+struct with payloads left as raw text: that is all the two hot frames need, and it costs a third of a microsecond. Every
+other frame is read again, by `read_message`, straight into its attrs class. Both readers are lenient where SDKs are
+sloppy (spec/protocol.md §3.1, §20.1) and strict where a frame, passed on, could break the peer behind it: nesting
+deeper than 128 levels and lone surrogates are decode errors here, not there.
+"""
+
+import re
+import types
+import uuid
+from collections.abc import Callable
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+
+import attrs
+import msgspec
+
+from . import messages
+from .errors import ProtocolError, WireError
+from .json import ABSENT, Json
+from .limits import MAX_DEPTH
+from .messages import Action, ErrorBody, Message
+
+_NULL: Final = msgspec.Raw(b"null")
+_NOTHING: Final = msgspec.Raw(b"")
+_DECODE_ERRORS: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+
+
+class Envelope(msgspec.Struct, gc=False):
+    """The flat form of a frame: what routing needs, payloads raw. `data` of a frame without the key is null."""
+
+    type: str
+    invocation_id: str | None = None
+    function_id: str | None = None
+    data: msgspec.Raw = _NULL
+    result: msgspec.Raw = _NOTHING
+    error: msgspec.Raw = _NOTHING
+    action: msgspec.Raw = _NOTHING
+    namespace: str | None = None
+    metadata: msgspec.Raw = _NOTHING
+    traceparent: str | None = None
+    baggage: str | None = None
+    deadline_ms: int | None = None
+    reason: str | None = None
+
+
+_open = msgspec.json.Decoder(Envelope).decode
+_decode_any = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+_encode_sorted = msgspec.json.Encoder(order="deterministic").encode
+
+encode_value: Callable[[Any], bytes] = _encode
+"""JSON text of plain Python values."""
+
+
+def decode_value(data: bytes) -> Any:
+    """A fresh Python value; raises `ProtocolError` for anything that is not JSON."""
+    try:
+        return _decode_any(data)
+    except _DECODE_ERRORS as error:
+        raise ProtocolError(str(error)) from None
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def open_envelope(frame: bytes) -> Envelope:
+    """Read one frame into its flat form. Raises `ProtocolError` saying what is wrong with it."""
+    try:
+        envelope = _open(frame)
+    except _DECODE_ERRORS as error:
+        raise ProtocolError(str(error) or "nested too deeply") from None
+    if frame.count(b"[") + frame.count(b"{") > MAX_DEPTH and deeper_than(frame, MAX_DEPTH):
+        raise ProtocolError(f"nested deeper than {MAX_DEPTH} levels")
+    if b"\\ud" in frame or b"\\uD" in frame:
+        decode_value(frame)  # the full reader judges surrogate pairs, which raw payloads skip
+    return envelope
+
+
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def deeper_than(text: bytes, levels: int) -> bool:
+    """Whether valid JSON text nests deeper than `levels`: peels one level of closed brackets at a time."""
+    brackets = _STRINGS.sub(b"", text).translate(None, _NOT_BRACKETS)
+    for _ in range(levels):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    return bool(brackets)
+
+
+_INVOCATION_ID: Final = re.compile(rb'"invocation_id"\s*:\s*"([^"\\]{1,64})"')
+_FUNCTION_ID: Final = re.compile(rb'"function_id"\s*:\s*"([^"\\]{1,512})"')
+_TYPE: Final = re.compile(rb'"type"\s*:\s*"([a-z]{1,40})"')
+
+
+def salvage(frame: bytes) -> tuple[str | None, str | None, str]:
+    """What an undecodable frame still names: (type, invocation_id, function_id or ""), by searching, not parsing."""
+
+    def first(pattern: re.Pattern[bytes]) -> str | None:
+        found = pattern.search(frame)
+        return found[1].decode(errors="replace") if found else None
+
+    return first(_TYPE), first(_INVOCATION_ID), first(_FUNCTION_ID) or ""
+
+
+_is_canonical = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
+
+
+def canonical_id(text: str) -> str | None:
+    """An invocation or worker id in hyphenated lower case, or None when it is no UUID."""
+    if _is_canonical(text):
+        return text
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        return None
+
+
+# -- attrs classes by msgspec -----------------------------------------------------------------------------------------
+
+
+def _is_optional(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+
+
+def _mirror(cls: type[Any]) -> type[msgspec.Struct]:
+    """The struct msgspec reads for an attrs class: `Json` fields raw, every defaulted field nullable."""
+    hints = get_type_hints(cls)
+    required: list[Any] = []
+    optional: list[Any] = []
+    for attribute in attrs.fields(cls):
+        hint = hints[attribute.name]
+        if hint is Json:
+            optional.append((attribute.name, msgspec.Raw, _NOTHING))
+        elif attribute.default is attrs.NOTHING:
+            required.append((attribute.name, hint))
+        else:
+            optional.append((attribute.name, hint if _is_optional(hint) else hint | None, None))
+    return msgspec.defstruct(f"_{cls.__name__}", [*required, *optional])
+
+
+class _Reader:
+    """Reads one attrs class: decode into its mirror, then leave out what was null or absent."""
+
+    def __init__(self, cls: type[Any]) -> None:
+        self.cls = cls
+        self.decode = msgspec.json.Decoder(_mirror(cls)).decode
+        hints = get_type_hints(cls)
+        self.fields = [(a.name, hints[a.name] is Json, a.default) for a in attrs.fields(cls)]
+
+    def __call__(self, data: bytes) -> Any:
+        try:
+            struct = self.decode(data)
+        except _DECODE_ERRORS as error:
+            raise ProtocolError(str(error) or "nested too deeply") from None
+        values: dict[str, Any] = {}
+        for name, is_json, default in self.fields:
+            value = getattr(struct, name)
+            if is_json:
+                raw = bytes(value)
+                # null is "no value" for optional JSON, and a value where the default says so (config, data, result)
+                if raw and (raw != b"null" or name in _NULL_IS_A_VALUE):
+                    values[name] = Json(raw)
+            elif value is not None or default is attrs.NOTHING:
+                values[name] = value
+        return self.cls(**values)
+
+
+_NULL_IS_A_VALUE: Final = frozenset({"data", "config", "result"})
+_READERS: Final = {cls.TYPE: _Reader(cls) for cls in messages.ALL}
+_read_error_body = _Reader(ErrorBody)
+_read_action = _Reader(Action)
+_read_worker = _Reader(messages.RegisterWorker)
+
+
+def is_known(type_name: str) -> bool:
+    """Whether `type_name` is a message of the protocol, in either direction."""
+    return type_name in _READERS
+
+
+def read_message(type_name: str, frame: bytes) -> Message:
+    """Read a frame of a known type into its attrs class. Raises `ProtocolError` naming the type or field."""
+    reader = _READERS.get(type_name)
+    if reader is None:
+        raise ProtocolError(f"unknown message type {type_name!r}")
+    message: Message = reader(frame)
+    return message
+
+
+def decode_message(frame: bytes) -> Message:
+    """Read any one frame into its attrs class. Raises `ProtocolError`."""
+    return read_message(open_envelope(frame).type, frame)
+
+
+def read_action(raw: bytes) -> Action | None:
+    """The `action` of an invocation; None for absent, null. Raises `ProtocolError`."""
+    if not raw or raw == b"null":
+        return None
+    action: Action = _read_action(raw)
+    return action
+
+
+def read_worker(data: bytes) -> messages.RegisterWorker:
+    """The payload of `engine::workers::register`. Raises `ProtocolError`."""
+    worker: messages.RegisterWorker = _read_worker(data)
+    return worker
+
+
+def read_error(raw: bytes) -> bytes:
+    """The `error` of a result as text that every SDK can decode; empty when there is none.
+
+    A well-formed body passes unchanged. Anything else, which strict clients would drop, becomes code `UNKNOWN` with
+    what was sent as its message.
+    """
+    if not raw or raw == b"null":
+        return b""
+    try:
+        _read_error_body(raw)
+    except ProtocolError:
+        value = decode_value(raw)
+        if isinstance(value, dict) and isinstance(value.get("message"), str):
+            return _encode({"code": str(value.get("code") or "UNKNOWN"), "message": value["message"]})
+        text = value if isinstance(value, str) else _encode(value).decode()
+        return _encode({"code": "UNKNOWN", "message": text})
+    return raw
+
+
+def error_body(raw: bytes) -> ErrorBody:
+    """The decoded form of `read_error`'s text."""
+    body: ErrorBody = _read_error_body(raw)
+    return body
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Json):
+        return msgspec.Raw(value.raw)
+    if attrs.has(type(value)):
+        return _fields(value)
+    return value
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {
+        a.name: _plain(v)
+        for a in attrs.fields(type(value))
+        if (v := getattr(value, a.name)) is not None and v != ABSENT
+    }
+
+
+def encode_message(message: Message) -> bytes:
+    """One frame's text: `type` first, then every field that has a value."""
+    return _encode({"type": message.TYPE, **_fields(message)})
+
+
+def encode_error(error: WireError) -> bytes:
+    """An error's wire body."""
+    return _encode(_fields(ErrorBody(code=error.code, message=error.message, stacktrace=error.stacktrace)))
+
+
+def encode_fields(value: Any) -> bytes:
+    """JSON text of an attrs value by the same rule as messages: None and `ABSENT` left out."""
+    return _encode(_fields(value))
+
+
+def canonical_text(value: Any) -> bytes:
+    """JSON text with sorted keys: equal values have equal text."""
+    return _encode_sorted(value)
+
+
+# -- the caller block -------------------------------------------------------------------------------------------------
+
+CALLER_KEY: Final = b'"_caller_worker_id"'
+_OBJECT: Final = re.compile(rb"\s*\{\s*(\}?)")
+
+
+def splice_caller(data: bytes, pair: bytes) -> bytes:
+    """Put the caller's id into an object payload without decoding it; any other payload is returned as it is.
+
+    `pair` is `{"_caller_worker_id":"<id>"`, brace included. A key of that name that is already there, also one written
+    with escapes, is replaced (spec/protocol.md §7.3): only then is the top level of the object read.
+    """
+    found = _OBJECT.match(data)
+    if found is None:
+        return data
+    if CALLER_KEY in data or b"\\u" in data:
+        top = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        if top.pop("_caller_worker_id", None) is not None:
+            data = _encode(top)
+            found = _OBJECT.match(data)
+            assert found is not None
+    return pair + (b"" if found[1] else b",") + data[found.start(1) if found[1] else found.end() :]

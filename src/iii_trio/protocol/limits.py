@@ -1,0 +1,130 @@
+"""Every bound of the house in one table: default, what happens when it is reached, why, and the key that changes it.
+
+Constants are what the code reads; `TABLE` is the same list as data, for the documentation and for `iii-trio tree`.
+A key of `None` means that the bound is part of the protocol or of our own promises and cannot be configured.
+"""
+
+from typing import Final
+
+from attrs import frozen
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# -- messages on a socket
+MAX_MESSAGE: Final = 64 * MIB
+FRAGMENT: Final = 1 * MIB
+OVERSIZE_HEAD: Final = 64 * KIB
+INCREMENTAL_FRAME: Final = 256 * KIB
+FRAMES_PER_WAKEUP: Final = 512
+HANDSHAKE_HEAD: Final = 64 * KIB
+MAX_DEPTH: Final = 128
+
+# -- a peer's outbox
+OUTBOX_BUSY: Final = 8 * MIB
+OUTBOX_OVERLOADED: Final = 64 * MIB
+OUTBOX_HARD: Final = 128 * MIB
+
+# -- what a peer of a given generation takes (spec/sdk.md §7)
+PEER_MESSAGE_SMALL: Final = 1 * MIB
+PEER_MESSAGE_DEFAULT: Final = 16 * MIB
+PEER_MESSAGE_LARGE: Final = 64 * MIB
+
+# -- intake and calls of one connection
+PARKED_FRAMES: Final = 1_000
+PARKED_BYTES: Final = 16 * MIB
+CALLS_PER_PEER: Final = 100_000
+FUNCTIONS_PER_PEER: Final = 100_000
+BINDINGS_PER_PEER: Final = 100_000
+PENDING_SOCKETS: Final = 1_024
+PEERS: Final = 10_000
+
+# -- deliveries (conditions and handlers of triggers)
+FIRING_RUNNING: Final = 256
+FIRING_WAITING: Final = 10_000
+
+# -- modules
+TASK_HANDLERS: Final = 1_024
+STORE_OPS: Final = 10_000
+STORE_BYTES: Final = 64 * MIB
+LOG_RECORDS: Final = 10_000
+HTTP_BODY: Final = 16 * MIB
+NAME_CHARS: Final = 280
+
+# -- time, in seconds
+HANDSHAKE_S: Final = 10.0
+PING_AFTER_S: Final = 20.0
+DEAD_AFTER_S: Final = 60.0
+STALL_S: Final = 30.0
+CLOSE_S: Final = 5.0
+PROBE_S: Final = 5.0
+HOOK_S: Final = 5.0
+CONDITION_S: Final = 30.0
+PROVIDER_ACK_S: Final = 10.0
+NAMESPACE_GRACE_S: Final = 5.0
+INVOCATION_S: Final = 3600.0
+DELIVERY_S: Final = 1800.0
+SHUTDOWN_GRACE_S: Final = 5.0
+LATE_WAKEUP_S: Final = 1.0
+
+
+@frozen
+class Limit:
+    """One bound: `name` is the constant above, `value` its default (bytes, items or seconds as `unit` says)."""
+
+    name: str
+    value: float
+    unit: str
+    when_full: str
+    reason: str
+    key: str | None = None
+
+
+TABLE: Final[tuple[Limit, ...]] = (
+    Limit(
+        "MAX_MESSAGE", MAX_MESSAGE, "bytes", "skipped; `payload_too_large` or close 1009", "largest message of any SDK"
+    ),
+    Limit("FRAGMENT", FRAGMENT, "bytes", "message leaves in fragments", "control frames pass between fragments"),
+    Limit("OVERSIZE_HEAD", OVERSIZE_HEAD, "bytes", "rest is skipped", "enough to find an invocation id"),
+    Limit("INCREMENTAL_FRAME", INCREMENTAL_FRAME, "bytes", "unmasked as it arrives", "no long step on the loop"),
+    Limit("FRAMES_PER_WAKEUP", FRAMES_PER_WAKEUP, "frames", "the others get their turn", "fairness between sockets"),
+    Limit("HANDSHAKE_HEAD", HANDSHAKE_HEAD, "bytes", "refused with 431", "nobody is known yet"),
+    Limit("MAX_DEPTH", MAX_DEPTH, "levels", "decode error", "what one peer sends must not break the next"),
+    Limit("OUTBOX_BUSY", OUTBOX_BUSY, "bytes", "queue, HTTP and fan-out wait or shed", "slow readers slow producers"),
+    Limit("OUTBOX_OVERLOADED", OUTBOX_OVERLOADED, "bytes", "new calls get `worker_overloaded`", "one whole message"),
+    Limit("OUTBOX_HARD", OUTBOX_HARD, "bytes", "close 1013", "memory of one stalled peer"),
+    Limit("PEER_MESSAGE_SMALL", PEER_MESSAGE_SMALL, "bytes", "`payload_too_large`", "Python SDKs before 0.24"),
+    Limit("PEER_MESSAGE_DEFAULT", PEER_MESSAGE_DEFAULT, "bytes", "`payload_too_large`", "SDKs that declare nothing"),
+    Limit("PEER_MESSAGE_LARGE", PEER_MESSAGE_LARGE, "bytes", "`payload_too_large`", "`large-messages.v1`"),
+    Limit("PARKED_FRAMES", PARKED_FRAMES, "frames", "the socket is not read", "registrations before a namespace"),
+    Limit("PARKED_BYTES", PARKED_BYTES, "bytes", "the socket is not read", "registrations before a namespace"),
+    Limit("CALLS_PER_PEER", CALLS_PER_PEER, "calls", "`too_many_calls`", "one caller cannot fill the tables"),
+    Limit("FUNCTIONS_PER_PEER", FUNCTIONS_PER_PEER, "functions", "refused, logged once", "one worker's footprint"),
+    Limit(
+        "BINDINGS_PER_PEER", BINDINGS_PER_PEER, "bindings", "`trigger_registration_failed`", "one worker's footprint"
+    ),
+    Limit("PENDING_SOCKETS", PENDING_SOCKETS, "sockets", "closed at accept", "handshakes that never finish"),
+    Limit("PEERS", PEERS, "connections", "closed 1013 after the handshake", "file descriptors"),
+    Limit("FIRING_RUNNING", FIRING_RUNNING, "deliveries", "wait in their lane", "handlers at work per provider"),
+    Limit("FIRING_WAITING", FIRING_WAITING, "deliveries", "dropped and counted", "events faster than handlers"),
+    Limit("TASK_HANDLERS", TASK_HANDLERS, "tasks", "`worker_overloaded`", "built-ins that wait for peers"),
+    Limit("STORE_OPS", STORE_OPS, "operations", "refused or waited for", "writes faster than the disk"),
+    Limit("STORE_BYTES", STORE_BYTES, "bytes", "refused or waited for", "writes faster than the disk"),
+    Limit("LOG_RECORDS", LOG_RECORDS, "records", "dropped and counted", "a blocked stdout stops nothing"),
+    Limit("HTTP_BODY", HTTP_BODY, "bytes", "413", "a request body is held in memory", "http.body_limit"),
+    Limit("HANDSHAKE_S", HANDSHAKE_S, "s", "closed", "half a request head", "worker-manager.handshake_timeout_ms"),
+    Limit("PING_AFTER_S", PING_AFTER_S, "s", "ping", "dead peers are found"),
+    Limit("DEAD_AFTER_S", DEAD_AFTER_S, "s", "ended", "CPU-bound workers are given a minute"),
+    Limit("STALL_S", STALL_S, "s", "close 1013", "a peer that stops reading"),
+    Limit("CLOSE_S", CLOSE_S, "s", "dropped", "close handshake"),
+    Limit("PROBE_S", PROBE_S, "s", "the incumbent is retired", "a name held by a dead connection"),
+    Limit("HOOK_S", HOOK_S, "s", "denied", "auth function and hooks fail closed"),
+    Limit("CONDITION_S", CONDITION_S, "s", "delivery failed", "a condition that never answers"),
+    Limit("PROVIDER_ACK_S", PROVIDER_ACK_S, "s", "accepted", "providers that do not answer"),
+    Limit(
+        "NAMESPACE_GRACE_S", NAMESPACE_GRACE_S, "s", "`default`", "SDKs name it last", "registration_namespace_grace_ms"
+    ),
+    Limit("INVOCATION_S", INVOCATION_S, "s", "`TIMEOUT`", "every call ends", "default_invocation_timeout_ms"),
+    Limit("DELIVERY_S", DELIVERY_S, "s", "`TIMEOUT`, a failed attempt", "a handler that hangs", "queue.timeout_ms"),
+    Limit("SHUTDOWN_GRACE_S", SHUTDOWN_GRACE_S, "s", "cancelled", "running handlers finish", "shutdown_grace_ms"),
+)

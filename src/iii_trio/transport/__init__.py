@@ -1,0 +1,25 @@
+"""Message connections over any Trio stream: upgrade, frames, bounded outbox, an end with a code.
+
+Engine and SDK alike use `accept` or `connect` and then a `Connection`; nothing above this room sees a frame.
+"""
+
+from iii_trio.transport.connection import Closed, Connection, ConnectionStatistics
+from iii_trio.transport.frames import CloseCode, Framing, Oversize
+from iii_trio.transport.handshake import HandshakeError, Refusal, Request, accept, connect
+from iii_trio.transport.outbox import Outbox, OutboxStatistics
+
+__all__ = [
+    "CloseCode",
+    "Closed",
+    "Connection",
+    "ConnectionStatistics",
+    "Framing",
+    "HandshakeError",
+    "Outbox",
+    "OutboxStatistics",
+    "Oversize",
+    "Refusal",
+    "Request",
+    "accept",
+    "connect",
+]
