@@ -7,9 +7,13 @@ send before they read do not block each other.
 How writes happen. A queued message wakes the writer, which runs after the tasks that are runnable now: everything
 pushed until then leaves in one write. Pushes made while a batch is being dispatched go one step further. They mark
 their connection, and when the batch is through, each marked connection whose writer is idle is written to at once,
-with one non-blocking system call and no task switch (about 10 µs saved per wake-up; with one call in flight that is a
-quarter of the round trip). An idle writer stands at a frame boundary and nobody else writes, so the two ways cannot
-mix; what the kernel does not take is left to the writer. Streams that are no plain sockets always use the writer.
+with one non-blocking system call and no task switch. An idle writer stands at a frame boundary and nobody else
+writes, so the two ways cannot mix; what the kernel does not take is left to the writer.
+
+Plain sockets are read without a detour too: wait until readable, then one system call, where `receive_some` first
+tries in vain and after a success yields once more. Measured with a bare router on one core: both together save 35 to
+50 % of its time per call with one call in flight (round trip 295 to 180 µs) and 15 % with 64. Every other stream is
+used through `send_all` and `receive_some` alone.
 
 How it ends. The first cause decides the code. `close` lets queued messages go out, then the Close frame, and hears
 nothing but the peer's Close any more. The peer's Close, a violation, an overflow and a failed dispatch drop the queue,
@@ -33,6 +37,8 @@ RECEIVE_BYTES: Final = 64 * 1024
 
 FAREWELL_S: Final = 0.5
 """How long a cancelled connection may take to send its Close and shut its stream."""
+
+_NEVER_SENT: Final = frozenset((1004, 1005, 1006, 1015))
 
 
 @frozen
@@ -184,7 +190,10 @@ class Connection:
         """Begin to end: no message is taken in or dispatched any more, those queued go out, then a Close frame.
 
         `run` returns when the peer has answered, at the latest after `CLOSE_S`. Later calls change nothing.
+        Raises ValueError for a `code` that no Close frame may carry (RFC 6455 §7.4).
         """
+        if not 1000 <= code <= 4999 or code in _NEVER_SENT:
+            raise ValueError(f"close code {code} cannot be sent; use 1000-1003, 1007-1014 or 3000-4999")
         if self._end is None:
             self._begin_end(code, reason, drop_queue=False)
 
@@ -339,9 +348,18 @@ class Connection:
             await self._reader.park()
 
     async def _receive(self) -> bytes | bytearray:
+        """The next bytes; none at the end of the stream, whatever ended it."""
+        socket = self._socket
         try:
-            return await self._stream.receive_some(RECEIVE_BYTES)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            if socket is None:
+                return await self._stream.receive_some(RECEIVE_BYTES)
+            while True:
+                await trio.lowlevel.wait_readable(socket)
+                try:
+                    return os.read(socket.fileno(), RECEIVE_BYTES)
+                except BlockingIOError:
+                    continue
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             return b""
 
     def _dispatch(self, on_batch: Callable[[list[bytes]], None]) -> None:

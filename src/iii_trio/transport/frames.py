@@ -23,6 +23,7 @@ from wsproto.connection import Connection as Protocol
 from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 from wsproto.events import Pong as PongEvent
+from wsproto.frame_protocol import CloseReason
 
 from iii_trio.protocol.limits import FRAMES_PER_WAKEUP, INCREMENTAL_FRAME, MAX_MESSAGE, OVERSIZE_HEAD
 
@@ -306,7 +307,11 @@ class Framing:
                 self.events.append(Pong(bytes(event.payload)))
             elif isinstance(event, CloseConnection):
                 by_peer = self._protocol.state in (ConnectionState.REMOTE_CLOSING, ConnectionState.CLOSED)
-                self.ended = Ended(int(event.code), event.reason or "", by_peer)
+                reason = event.reason or ""
+                if not by_peer and event.code == CloseCode.INVALID_TEXT:
+                    # wsproto's wording depends on how the bytes were cut into chunks.
+                    reason = "text that is not UTF-8"
+                self.ended = Ended(int(event.code), reason, by_peer)
                 self._message, self._strict_left = None, 0
                 break
         return reached
@@ -344,5 +349,6 @@ class Framing:
         """
         if self._protocol.state not in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
             return b""
-        reply = CloseConnection(code, None if code == CloseCode.NO_STATUS else reason)
-        return bytes(self._protocol.send(reply))
+        if code == CloseCode.NO_STATUS:
+            return bytes(self._protocol.send(CloseConnection(CloseReason.NO_STATUS_RCVD)))
+        return bytes(self._protocol.send(CloseConnection(code, reason)))

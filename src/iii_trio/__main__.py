@@ -1,0 +1,5 @@
+"""`python -m iii_trio`."""
+
+from .cli.main import main
+
+main()

@@ -1,0 +1,41 @@
+"""Which browser origins may read a response: the CORS tables of spec/http.md §5. No I/O."""
+
+from typing import Final
+
+import attrs
+
+from ...config import CorsSettings
+from .messages import Headers, Response
+
+ALLOW_ORIGIN: Final = b"access-control-allow-origin"
+ALLOW_METHODS: Final = b"access-control-allow-methods"
+ALLOW_HEADERS: Final = b"access-control-allow-headers"
+EXPOSE_HEADERS: Final = b"access-control-expose-headers"
+VARY: Final = b"origin, access-control-request-method, access-control-request-headers"
+ANY: Final = b"*"
+
+
+def preflight(cors: CorsSettings | None, origin: str | None) -> Response:
+    """The answer to every OPTIONS request, whatever its path: 200 without a body."""
+    methods = ",".join(cors.allowed_methods).encode() if cors is not None and cors.allowed_methods else ANY
+    headers = ((ALLOW_METHODS, methods), (ALLOW_HEADERS, ANY), (b"vary", VARY))
+    return Response(200, (*_allow_origin(cors, origin), *headers))
+
+
+def decorate(response: Response, cors: CorsSettings | None, origin: str | None) -> Response:
+    """Any other response with its CORS headers: they replace a handler's own, and its `vary` is extended."""
+    ours = _allow_origin(cors, origin)
+    if cors is None:
+        ours = (*ours, (EXPOSE_HEADERS, ANY))
+    names = {b"vary", *(name for name, _ in ours)}
+    theirs = tuple(pair for pair in response.headers if pair[0] not in names)
+    vary = b", ".join([*(value for name, value in response.headers if name == b"vary" and value), VARY])
+    return attrs.evolve(response, headers=(*theirs, *ours, (b"vary", vary)))
+
+
+def _allow_origin(cors: CorsSettings | None, origin: str | None) -> Headers:
+    if cors is None or not cors.allowed_origins or "*" in cors.allowed_origins:
+        return ((ALLOW_ORIGIN, ANY),)
+    if origin is not None and origin in cors.allowed_origins:
+        return ((ALLOW_ORIGIN, origin.encode("ascii")),)
+    return ()

@@ -1,0 +1,317 @@
+"""The route table: which binding answers a method and a path (spec/http.md §3, §4). No I/O.
+
+Theory of operation. Paths stand in a tree with one edge per segment. A node's literal edges are tried before its one
+parameter edge, and the search goes back when a literal edge leads nowhere, so its cost depends on the tree along the
+path, not on the number of routes. The path is chosen first, the method second. Parameter names belong to the route and
+not to the tree: methods may name them differently.
+
+Each (method, shape) holds an ordered list of claims. The newest serves, because a worker that reconnects or is deployed
+anew must take over at once; the older ones stand by and serve again when it goes, so no route vanishes.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import quote
+
+from attrs import define, field, frozen
+
+from ...engine.triggers import Binding, Reason
+from ...protocol import Json, JsonError
+from ...protocol.errors import TriggerRejected
+
+log = logging.getLogger(__name__)
+
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
+MAX_PATH: Final = 1024
+"""Longest `api_path` in characters; a request's path can be longer, it only matches nothing."""
+
+_NAME: Final = re.compile(r":([^{}]+)|\{([^{}*]+)\}")
+Segment = str | None
+"""A literal in the form in which a request line has it, or None for a parameter."""
+
+
+@frozen
+class Pattern:
+    """A registered path: `text` as it was given, its segments, and the name of each parameter by position."""
+
+    text: str
+    segments: tuple[Segment, ...]
+    parameters: tuple[tuple[int, str], ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameter names from left to right."""
+        return tuple(name for _, name in self.parameters)
+
+
+def read_pattern(text: str) -> Pattern:
+    """The pattern of an `api_path`, with or without leading slashes; `{name}` means `:name`.
+
+    Raises `TriggerRejected` for a path that no request could ever match.
+    """
+    if len(text) > MAX_PATH:
+        raise TriggerRejected(f"api_path is {len(text)} characters long; at most {MAX_PATH} are served")
+    for mark in "?#":
+        if mark in text:
+            raise TriggerRejected(f"api_path '{text}' contains '{mark}': give the path alone, queries always match")
+    segments: list[Segment] = []
+    parameters: list[tuple[int, str]] = []
+    for index, segment in enumerate(text.lstrip("/").split("/")):
+        if segment.startswith(("*", "{*")):
+            raise TriggerRejected(
+                f"api_path '{text}' has the wildcard segment '{segment}': wildcards are not supported, "
+                "a parameter like ':name' matches exactly one segment"
+            )
+        named = _NAME.fullmatch(segment)
+        if named is not None:
+            segments.append(None)
+            parameters.append((index, named[1] or named[2]))
+        elif segment.startswith(":") or "{" in segment or "}" in segment:
+            raise TriggerRejected(
+                f"api_path '{text}' has the malformed segment '{segment}': a parameter is a whole segment, ':name'"
+            )
+        else:
+            # matching is on the raw path, where such characters always come percent-encoded
+            segments.append("".join(c if "!" <= c <= "~" else quote(c, errors="replace") for c in segment))
+    return Pattern(text, tuple(segments), tuple(parameters))
+
+
+@define(eq=False, kw_only=True)
+class Route:
+    """One binding's route. `condition` is the id of a function in the binding's namespace."""
+
+    method: str
+    pattern: Pattern
+    binding: Binding
+    condition: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.pattern.text}"
+
+
+def read_route(binding: Binding) -> Route:
+    """The route a binding's config asks for (spec/http.md §3). Raises `TriggerRejected`."""
+    config = _config(binding.config)
+    path = config.get("api_path")
+    if not isinstance(path, str):
+        raise TriggerRejected("api_path is required for http triggers")
+    given = config.get("http_method")
+    method = given.upper() if isinstance(given, str) else "GET"
+    if method not in METHODS:
+        raise TriggerRejected(f"http_method '{given}' is not served; use one of {', '.join(METHODS)}")
+    if any(isinstance(item, str) for item in _list(config.get("middleware_function_ids"))):
+        # serving the route without them could leave it open to anybody
+        raise TriggerRejected("middleware_function_ids are not supported by this version, so the route is not served")
+    condition = config.get("condition_function_id")
+    if method == "OPTIONS":
+        log.warning("trigger %s: the CORS rules answer every OPTIONS request, its route is never reached", binding.id)
+    return Route(
+        method=method,
+        pattern=read_pattern(path),
+        binding=binding,
+        condition=condition if isinstance(condition, str) and condition else None,
+    )
+
+
+def _config(config: Json) -> dict[str, Any]:
+    try:
+        value = config.decode()
+    except JsonError as error:
+        raise TriggerRejected(f"the trigger's config is not JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+@frozen
+class Match:
+    """A request's route and the raw values of its parameters."""
+
+    route: Route
+    params: dict[str, str]
+
+
+@frozen
+class NotAllowed:
+    """The path is known, the method is not: what the `allow` header lists."""
+
+    methods: tuple[str, ...]
+
+
+@frozen
+class RouteStatistics:
+    """`serving` routes answer requests, `standing_by` wait for a newer one to leave, on `paths` different shapes."""
+
+    serving: int
+    standing_by: int
+    paths: int
+
+
+@define(eq=False)
+class _Node:
+    """What follows one prefix. `claims` by method, oldest first; a method without claims is not in it."""
+
+    literals: dict[str, "_Node"] = field(factory=dict)
+    parameter: "_Node | None" = None
+    claims: dict[str, list[Route]] = field(factory=dict)
+
+    def child(self, segment: Segment) -> "_Node | None":
+        return self.parameter if segment is None else self.literals.get(segment)
+
+    def grow(self, segment: Segment) -> "_Node":
+        child = self.child(segment)
+        if child is None:
+            child = _Node()
+            if segment is None:
+                self.parameter = child
+            else:
+                self.literals[segment] = child
+        return child
+
+    def cut(self, segment: Segment) -> None:
+        if segment is None:
+            self.parameter = None
+        else:
+            del self.literals[segment]
+
+    @property
+    def empty(self) -> bool:
+        return not (self.literals or self.parameter or self.claims)
+
+
+@define(eq=False)
+class Routes:
+    """The table, and the provider of the trigger type `http`. Every method is one synchronous step.
+
+    It holds what bindings of the engine's table derive to; the engine says when one comes, changes and goes.
+    """
+
+    _root: _Node = field(factory=_Node, init=False)
+    _bound: dict[str, Route] = field(factory=dict, init=False)
+
+    # -- the provider of `http` ---------------------------------------------------------------------------------------
+
+    def bind(self, binding: Binding) -> None:
+        """See `Provider.bind`: the route serves from now on, in the place of an older one of its key."""
+        route = read_route(binding)
+        self.add(route)
+        self._bound[binding.id] = route
+
+    def replace(self, old: Binding, new: Binding) -> None:
+        """See `Provider.replace`: the old route goes, whatever its path was."""
+        route, leaving = read_route(new), self._bound[old.id]
+        self._check(route, leaving)
+        self.remove(leaving)
+        self.add(route)
+        self._bound[new.id] = route
+
+    def unbind(self, binding: Binding, reason: Reason) -> None:
+        """See `Provider.unbind`."""
+        route = self._bound.pop(binding.id, None)
+        if route is not None:
+            self.remove(route)
+
+    # -- the table ----------------------------------------------------------------------------------------------------
+
+    def find(self, method: str, path: str) -> Match | NotAllowed | None:
+        """Who answers `method` on the raw request path, without its query; None when nobody knows the path.
+
+        A HEAD request is answered by the GET route of its path where none is registered for HEAD.
+        """
+        if not path.startswith("/"):
+            return None
+        segments = path[1:].split("/")
+        claims = self._search(segments)
+        if claims is None:
+            return None
+        serving = claims.get(method) or (claims.get("GET") if method == "HEAD" else None)
+        if serving is None:
+            served = claims.keys() | ({"HEAD"} if "GET" in claims else set())
+            return NotAllowed(tuple(name for name in METHODS if name in served))
+        route = serving[-1]
+        return Match(route, {name: segments[index] for index, name in route.pattern.parameters})
+
+    def _search(self, segments: list[str]) -> dict[str, list[Route]] | None:
+        end = len(segments)
+        untried = [(self._root, 0)]
+        while untried:
+            node, depth = untried.pop()
+            if depth == end:
+                if node.claims:
+                    return node.claims
+                continue
+            segment = segments[depth]
+            if node.parameter is not None and segment:
+                untried.append((node.parameter, depth + 1))
+            literal = node.literals.get(segment)
+            if literal is not None:
+                untried.append((literal, depth + 1))  # on top: tried first
+        return None
+
+    def add(self, route: Route) -> None:
+        """Let `route` serve its key. Raises `TriggerRejected` when its shape is taken under other parameter names."""
+        self._check(route)
+        node = self._root
+        for segment in route.pattern.segments:
+            node = node.grow(segment)
+        node.claims.setdefault(route.method, []).append(route)
+
+    def remove(self, route: Route) -> None:
+        """Take a route out; the newest of those that stood by serves again. Raises `KeyError` if it is not in."""
+        trail = [self._root]
+        for segment in route.pattern.segments:
+            child = trail[-1].child(segment)
+            if child is None:
+                raise KeyError(str(route))
+            trail.append(child)
+        claims = trail[-1].claims.get(route.method, [])
+        if route not in claims:
+            raise KeyError(str(route))
+        claims.remove(route)
+        if not claims:
+            del trail[-1].claims[route.method]
+        for parent, segment, node in reversed(list(zip(trail, route.pattern.segments, trail[1:], strict=False))):
+            if not node.empty:
+                break
+            parent.cut(segment)
+
+    def _check(self, route: Route, leaving: Route | None = None) -> None:
+        node: _Node | None = self._root
+        for segment in route.pattern.segments:
+            node = node.child(segment) if node is not None else None
+        if node is None:
+            return
+        for claim in node.claims.get(route.method, ()):
+            if claim is not leaving and claim.pattern.names != route.pattern.names:
+                raise TriggerRejected(
+                    f"Route '{route}' conflicts with already-registered route '{claim}': routes with identical "
+                    "structure but different path-parameter names are not supported"
+                )
+
+    def __iter__(self) -> Iterator[Route]:
+        """Every serving route, in no particular order."""
+        for node in self._nodes():
+            for claims in node.claims.values():
+                yield claims[-1]
+
+    def _nodes(self) -> Iterator[_Node]:
+        untried = [self._root]
+        while untried:
+            node = untried.pop()
+            yield node
+            untried.extend(node.literals.values())
+            if node.parameter is not None:
+                untried.append(node.parameter)
+
+    def statistics(self) -> RouteStatistics:
+        """A frozen picture of the table."""
+        counts = [len(claims) for node in self._nodes() for claims in node.claims.values()]
+        return RouteStatistics(
+            serving=len(counts),
+            standing_by=sum(counts) - len(counts),
+            paths=sum(bool(node.claims) for node in self._nodes()),
+        )

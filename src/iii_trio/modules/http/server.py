@@ -1,0 +1,153 @@
+"""The module `http`: provides the trigger type, listens, and hands requests to the exchange (spec/http.md §1–§3)."""
+
+import logging
+from ipaddress import ip_address
+from typing import Final
+
+import trio
+from attrs import define, field, frozen
+
+from ...config import HttpSettings, Live
+from ...engine.engine import Engine
+from ...engine.listener import bind
+from ...engine.local import open_local
+from ...protocol.errors import ConfigError
+from . import cors
+from .asgi import Incoming, Receive, Scope, Send, write
+from .connections import Connections, ConnectionStatistics
+from .exchange import Exchange, ExchangeStatistics, unavailable
+from .messages import read_request
+from .routes import METHODS, Routes, RouteStatistics
+
+log = logging.getLogger(__name__)
+
+CONFIG_FORMAT: Final = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "title": "HttpTriggerConfig",
+    "type": "object",
+    "properties": {
+        "api_path": {
+            "type": "string",
+            "description": "Path to serve, with or without leading slash; a segment ':name' matches any one segment.",
+        },
+        "http_method": {
+            "type": ["string", "null"],
+            "enum": [*METHODS, None],
+            "default": "GET",
+            "description": "Method to serve. GET serves HEAD too, unless HEAD has a route of its own.",
+        },
+        "condition_function_id": {
+            "type": ["string", "null"],
+            "description": "Called with the request first; if it answers false, the response is 422.",
+        },
+    },
+    "required": ["api_path"],
+}
+_STRINGS: Final = {"type": "object", "additionalProperties": {"type": "string"}}
+CALL_FORMAT: Final = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "title": "HttpRequest",
+    "type": "object",
+    "properties": {
+        "query_params": _STRINGS,
+        "path_params": _STRINGS,
+        "headers": _STRINGS,
+        "path": {"type": "string", "description": "The registered api_path."},
+        "method": {"type": "string"},
+        "body": {"description": "The parsed body of a JSON request, else null."},
+    },
+    "required": ["query_params", "path_params", "headers", "path", "method"],
+}
+
+
+@frozen
+class HttpStatistics:
+    """What the module has done and holds; each part is None while it does not run."""
+
+    routes: RouteStatistics | None
+    exchange: ExchangeStatistics | None
+    connections: ConnectionStatistics | None
+
+
+@define(eq=False)
+class HttpModule:
+    """The module. With `listen` off nothing is bound and `app` alone is served, as the testing kit does.
+
+    `addresses` are the (host, port) pairs it listens on, empty until it does.
+    """
+
+    settings: Live[HttpSettings]
+    listen: bool = True
+    addresses: tuple[tuple[str, int], ...] = field(default=(), init=False)
+    _exchange: Exchange | None = field(default=None, init=False)
+    _connections: Connections | None = field(default=None, init=False)
+
+    async def run(self, core: Engine, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; `task_status` is told once clients can connect.
+
+        The trigger type is provided first, so that routes which waited for it serve from the first request on. Raises
+        `ConfigError` for an address that cannot be bound, and for settings this version cannot honour. When cancelled,
+        requests under way have `connections.STOP_GRACE_S` to end.
+        """
+        if self.settings.value.middleware:
+            # serving without them could leave routes open to anybody
+            raise ConfigError("`middleware` of the http worker is not supported by this version; take it out to start")
+        async with open_local(core, "http") as peer:
+            exchange = Exchange(core, peer, Routes(), self.settings)
+            peer.provide(
+                "http",
+                exchange.routes,
+                description="HTTP API trigger",
+                config_format=CONFIG_FORMAT,
+                call_format=CALL_FORMAT,
+            )
+            self._exchange = exchange
+            try:
+                if self.listen:
+                    await self._listen(task_status)
+                else:
+                    task_status.started()
+                    await trio.sleep_forever()
+            finally:
+                self.addresses = ()
+                self._exchange = self._connections = None
+
+    async def _listen(self, task_status: trio.TaskStatus[None]) -> None:
+        settings = self.settings.value
+        listeners = await bind(settings.host, settings.port, "`port` of the http worker")
+        self.addresses = tuple(listener.socket.getsockname()[:2] for listener in listeners)
+        for host, port in self.addresses:
+            log.info("HTTP is served on %s", _url(host, port))
+            if not ip_address(host).is_loopback:
+                log.warning("HTTP on %s is reachable from other machines, without access control", _url(host, port))
+        self._connections = Connections(app=self.app)
+        await self._connections.serve(listeners, task_status=task_status)
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application; 503 while the module does not run. WebSocket upgrades are refused."""
+        if scope["type"] == "http":
+            if self._exchange is not None:
+                await self._exchange.serve(scope, receive, send)
+            else:
+                request = read_request(scope)
+                response = cors.decorate(unavailable(), self.settings.value.cors, request.origin)
+                await write(scope, send, Incoming(receive, request.length), response)
+        elif scope["type"] == "lifespan":
+            for _ in range(2):
+                message = await receive()
+                await send({"type": message["type"] + ".complete"})
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    def statistics(self) -> HttpStatistics:
+        """A frozen picture of routes, requests and connections."""
+        return HttpStatistics(
+            routes=None if self._exchange is None else self._exchange.routes.statistics(),
+            exchange=None if self._exchange is None else self._exchange.statistics(),
+            connections=None if self._connections is None else self._connections.statistics(),
+        )
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

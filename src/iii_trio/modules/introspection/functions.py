@@ -1,0 +1,420 @@
+"""The introspection functions: lists of what is registered, health, the task tree, and the loggers of old SDKs.
+
+spec/observability-introspection.md §10 (health), §7.3 (log functions), §14 (lists), §17 (what a session may see).
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import trio
+from attrs import define, field, frozen
+
+from ...__about__ import __version__
+from ...engine import (
+    NOTHING,
+    Binding,
+    BindingState,
+    Call,
+    Engine,
+    Firing,
+    FunctionEntry,
+    LocalPeer,
+    Outcome,
+    TypeClaim,
+    open_local,
+)
+from ...engine.access import Session
+from ...engine.firing import FiringStatistics
+from ...engine.triggers import ALIASES
+from ...protocol import Json, errors
+from ...protocol.errors import WireError
+from ..inputs import Fields, call_fields, object_schema
+from . import rows
+from .availability import Availability, AvailabilityStatistics
+from .rows import Row
+from .tasks import task_tree
+
+worker_log = logging.getLogger("iii_trio.worker")
+
+INVALID_ARGUMENTS: Final = "INVALID_ARGUMENTS"
+NOT_FOUND: Final = "NOT_FOUND"
+BATCH: Final = 32
+LOG_DETAILS: Final = 64 * 1024
+"""Bytes of a log call above which only its message is kept: records are formatted on the loop."""
+
+LEVELS: Final = {
+    "trace": logging.DEBUG - 5,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+}
+_STATES: Final = {
+    "live": frozenset({BindingState.LIVE}),
+    "parked": frozenset({BindingState.PARKED}),
+    "refused": frozenset({BindingState.REFUSED}),
+    "all": frozenset({BindingState.LIVE, BindingState.PARKED, BindingState.REFUSED}),
+}
+
+_TEXT: Final = {"type": ["string", "null"]}
+_TEXTS: Final = {"type": ["array", "null"], "items": {"type": "string"}}
+_FLAG: Final = {"type": ["boolean", "null"]}
+
+
+_FILTERS: Final = {"search": _TEXT, "prefix": _TEXT, "worker": _TEXT, "include_internal": _FLAG}
+_LOG_INPUT: Final = object_schema(
+    "LogInput",
+    {"message": {"type": "string"}, "data": {}, "trace_id": _TEXT, "span_id": _TEXT, "service_name": _TEXT},
+    ("message",),
+)
+
+
+def _list_of(title: str, key: str) -> dict[str, Any]:
+    return object_schema(title, {key: {"type": "array", "items": {"type": "object"}}}, (key,))
+
+
+@frozen
+class IntrospectionStatistics:
+    """What the module holds; both are None while it does not run."""
+
+    availability: AvailabilityStatistics | None
+    firing: FiringStatistics | None
+
+
+@define(eq=False)
+class IntrospectionModule:
+    """The module; it has no settings. It stands beside the core and only reads it."""
+
+    _availability: Availability | None = field(default=None, init=False)
+    _started_at_ms: int = field(default=0, init=False)
+
+    async def run(self, core: Engine, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; `task_status` is told once everything is registered."""
+        async with open_local(core, rows.MODULE_NAME) as peer:
+            self._started_at_ms = core.clock.wall_ms()
+            self._register(core, peer)
+            self._availability = Availability(core, Firing(peer))
+            close = self._availability.open(peer)
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                close()
+                self._availability = None
+
+    def _register(self, core: Engine, peer: LocalPeer) -> None:
+        def add(
+            function_id: str,
+            handler: Callable[[Engine, Call, Fields], Any],
+            description: str,
+            request: dict[str, Any],
+            response: dict[str, Any],
+        ) -> None:
+            def answer(call: Call, data: Json) -> Outcome:
+                return Outcome(Json.of(handler(core, call, call_fields(call, data, optional=True))))
+
+            peer.register(
+                function_id, answer, description=description, request_format=request, response_format=response
+            )
+
+        add(
+            "engine::functions::list",
+            _functions_list,
+            "All functions that can be called.",
+            object_schema("FunctionsListInput", {**_FILTERS, "workers": _TEXTS}),
+            _list_of("FunctionsListResult", "functions"),
+        )
+        add(
+            "engine::functions::info",
+            _functions_info,
+            "One function, or up to 32, with schemas and live triggers.",
+            object_schema("FunctionsInfoInput", {"function_id": _TEXT, "function_ids": _TEXTS, "namespace": _TEXT}),
+            object_schema("FunctionsInfoResult", {}),
+        )
+        add(
+            "engine::triggers::list",
+            partial(_types_list, "triggers", rows.type_summary),
+            "All trigger types.",
+            object_schema("TriggersListInput", _FILTERS),
+            _list_of("TriggersListResult", "triggers"),
+        )
+        add(
+            "engine::trigger-types::list",
+            partial(_types_list, "trigger_types", rows.type_with_formats),
+            "All trigger types with their schemas.",
+            object_schema("TriggerTypesListInput", _FILTERS),
+            _list_of("TriggerTypesListResult", "trigger_types"),
+        )
+        add(
+            "engine::registered-triggers::list",
+            _bindings_list,
+            "Registered triggers; those that do not fire on request, with the reason.",
+            object_schema(
+                "RegisteredTriggersListInput",
+                {
+                    "search": _TEXT,
+                    "trigger_type": _TEXT,
+                    "function_id": _TEXT,
+                    "worker": _TEXT,
+                    "include_internal": _FLAG,
+                    "include_inactive": _FLAG,
+                    "state": {"type": ["string", "null"], "enum": [*_STATES, None]},
+                },
+            ),
+            _list_of("RegisteredTriggersListResult", "registered_triggers"),
+        )
+        add(
+            "engine::workers::list",
+            self._workers_list,
+            "All connected workers and the built-in ones.",
+            object_schema("WorkersListInput", {"search": _TEXT, "runtime": _TEXT, "status": _TEXT}),
+            _list_of("WorkersListResult", "workers"),
+        )
+        add(
+            "engine::health::check",
+            _health,
+            "How the engine is, and in which state of its life.",
+            object_schema("HealthCheckInput", {}),
+            object_schema("HealthCheckResult", {}, ("status", "state", "components", "timestamp", "version")),
+        )
+        add(
+            "engine::tree",
+            lambda _core, _call, _fields: task_tree(),
+            "The live tree of tasks.",
+            object_schema("TreeInput", {}),
+            object_schema("TreeResult", {}, ("name", "children")),
+        )
+        for name, level in LEVELS.items():
+            peer.register(
+                f"engine::log::{name}",
+                partial(_log, level),
+                description=f"Write a line to the engine's log, level {name}.",
+                request_format=_LOG_INPUT,
+            )
+
+    def _workers_list(self, core: Engine, call: Call, fields: Fields) -> Row:
+        """`engine::workers::list`: all connected workers, whether they told a pid or not, and every module."""
+        search, runtime, status = (
+            fields.text_or_none("search"),
+            fields.text_or_none("runtime"),
+            fields.text_or_none("status"),
+        )
+        modules: dict[str, list[LocalPeer]] = {}
+        for peer in core.locals():
+            modules.setdefault(rows.module_of(peer), []).append(peer)
+        found = [rows.remote_row(peer) for peer in core.workers]
+        found += [rows.module_row(module, peers, self._started_at_ms) for module, peers in modules.items()]
+        found = [
+            row
+            for row in found
+            if _contains(search, row["name"]) and _is(runtime, row["runtime"]) and _is(status, row["status"])
+        ]
+        return {"workers": sorted(found, key=lambda row: (row["name"] or row["id"], row["id"]))}
+
+    def statistics(self) -> IntrospectionStatistics:
+        """A frozen picture of subscribers and deliveries."""
+        running = self._availability
+        return IntrospectionStatistics(
+            availability=None if running is None else running.statistics(),
+            firing=None if running is None else running.firing.statistics(),
+        )
+
+
+# -- functions --------------------------------------------------------------------------------------------------------
+
+
+def _functions_list(core: Engine, call: Call, fields: Fields) -> Row:
+    """`engine::functions::list`: internal functions only on request, and to a session only what it may call."""
+    search, prefix = fields.text_or_none("search"), fields.text_or_none("prefix")
+    one, several = fields.text_or_none("worker"), fields.texts_or_none("workers")
+    workers = None if one is None and several is None else {*(several or ()), *(() if one is None else (one,))}
+    with_internal = fields.flag("include_internal")
+    found: list[FunctionEntry] = []
+    for entry in core.functions:
+        if not with_internal and _internal(entry):
+            continue
+        if prefix is not None and not entry.id.startswith(prefix):
+            continue
+        if workers is not None and rows.owner_name(entry.owner, entry.id) not in workers:
+            continue
+        if not _contains(search, entry.id, entry.description):
+            continue
+        if rows.visible(core, call.origin.session, entry.namespace, entry.id):
+            found.append(entry)
+    found.sort(key=lambda entry: (_rank(search, entry.id), entry.id, entry.namespace))
+    return {"functions": [rows.function_summary(entry) for entry in found]}
+
+
+def _internal(entry: FunctionEntry) -> bool:
+    if entry.id.startswith("engine::"):
+        return not entry.id.startswith("engine::queue::")
+    metadata = rows.value_of(entry.metadata)
+    return isinstance(metadata, dict) and metadata.get("internal") is True
+
+
+def _rank(search: str | None, function_id: str) -> int:
+    """How well an id fits a search: 0 it starts with it or has it as a segment, 1 contains it, 2 only its description."""
+    if search is None:
+        return 0
+    needle, subject = search.lower(), function_id.lower()
+    if subject.startswith(needle) or needle in subject.split("::"):
+        return 0
+    return 1 if needle in subject else 2
+
+
+def _functions_info(core: Engine, call: Call, fields: Fields) -> Row:
+    """`engine::functions::info`: one FunctionDetail, or `{"functions": […]}` with a marker for each that cannot be shown."""
+    single, batch = fields.text_or_none("function_id"), fields.values.get("function_ids")
+    namespace = fields.text_or_none("namespace")
+    session = call.origin.session
+    if namespace is not None and not namespace.strip():
+        raise WireError(errors.blank_namespace_text(), errors.INVALID_NAMESPACE)
+    if single is not None and batch is not None:
+        raise WireError("pass either `function_id` or `function_ids`, not both", INVALID_ARGUMENTS)
+    if single is not None:
+        entry = _find(core, single, namespace)
+        if not rows.visible(core, session, entry.namespace, entry.id):
+            raise WireError(f"Function '{single}' is not visible to this session.", errors.FORBIDDEN)
+        return rows.function_detail(core, entry)
+    if batch is None:
+        raise WireError("missing field `function_id` (or `function_ids` for a batch)", INVALID_ARGUMENTS)
+    if not isinstance(batch, list) or not batch or not all(isinstance(item, str) for item in batch):
+        raise WireError("`function_ids` must be a non-empty array of function ids", INVALID_ARGUMENTS)
+    wanted = list(dict.fromkeys(batch))
+    if len(wanted) > BATCH:
+        raise WireError(f"too many function_ids (max {BATCH})", INVALID_ARGUMENTS)
+    return {"functions": [_detail_or_marker(core, session, function_id, namespace) for function_id in wanted]}
+
+
+def _detail_or_marker(core: Engine, session: Session | None, function_id: str, namespace: str | None) -> Row:
+    try:
+        entry = _find(core, function_id, namespace)
+    except WireError:
+        return {"function_id": function_id, "error": "not_found"}
+    if not rows.visible(core, session, entry.namespace, entry.id):
+        return {"function_id": function_id, "error": "forbidden"}
+    return rows.function_detail(core, entry)
+
+
+def _find(core: Engine, function_id: str, namespace: str | None) -> FunctionEntry:
+    """A bare id: `default` first, else the one namespace that has it. A named namespace is strict."""
+    spaces = core.functions.namespaces_of(function_id)
+    space = namespace or ("default" if "default" in spaces or len(spaces) != 1 else spaces[0])
+    entry = core.functions.get(space, function_id)
+    if entry is not None:
+        return entry
+    if not spaces:
+        raise WireError(f"Function '{function_id}' is not registered.", NOT_FOUND)
+    text = (
+        f"Function '{function_id}' is ambiguous: it is registered in namespace(s): {', '.join(spaces)}. "
+        "Pass `namespace` to select one."
+    )
+    raise WireError(text, NOT_FOUND)
+
+
+# -- triggers ---------------------------------------------------------------------------------------------------------
+
+
+def _types_list(key: str, shape: Callable[[TypeClaim], Row], core: Engine, call: Call, fields: Fields) -> Row:
+    """`engine::triggers::list` and its older sibling: the trigger types somebody provides."""
+    search, prefix = fields.text_or_none("search"), fields.text_or_none("prefix")
+    worker, with_internal = fields.text_or_none("worker"), fields.flag("include_internal")
+    found = [
+        claim
+        for claim in core.triggers.types()
+        if (with_internal or not claim.id.startswith("engine::"))
+        and claim.id.startswith(prefix or "")
+        and _is(worker, rows.owner_name(claim.owner, claim.id))
+        and _contains(search, claim.id, claim.description)
+    ]
+    found.sort(key=lambda claim: (claim.id, claim.namespace))
+    return {key: [shape(claim) for claim in found]}
+
+
+def _bindings_list(core: Engine, call: Call, fields: Fields) -> Row:
+    """`engine::registered-triggers::list`: live bindings, or with `state` or `include_inactive` others, and why."""
+    search, trigger_type = fields.text_or_none("search"), fields.text_or_none("trigger_type")
+    function_id, worker = fields.text_or_none("function_id"), fields.text_or_none("worker")
+    with_internal = fields.flag("include_internal")
+    state = fields.text_or_none("state") or ("all" if fields.flag("include_inactive") else "live")
+    states = _STATES.get(state)
+    if states is None:
+        raise fields.refuse(f"field `state` is '{state}', expected one of {', '.join(_STATES)}")
+    if trigger_type is not None:
+        trigger_type = ALIASES.get(trigger_type, trigger_type)
+
+    def wanted(binding: Binding) -> bool:
+        return (
+            binding.state in states
+            and (with_internal or not binding.function_id.startswith("engine::"))
+            and _is(function_id, binding.function_id)
+            and (trigger_type is None or trigger_type in (rows.type_shown(binding), binding.type_id))
+            and _contains(search, binding.id, rows.type_shown(binding), binding.function_id)
+            and rows.visible(core, call.origin.session, binding.namespace, binding.function_id)
+        )
+
+    found = [rows.binding_row(core, binding) for binding in core.triggers if wanted(binding)]
+    return {"registered_triggers": [row for row in found if _is(worker, row["worker_name"])]}
+
+
+# -- health and logs --------------------------------------------------------------------------------------------------
+
+
+def _health(core: Engine, call: Call, fields: Fields) -> Row:
+    """`engine::health::check` (§10). Ours adds `state` and the components `engine` and `modules`.
+
+    Degraded is an engine that drains, and one with a module that is being restarted.
+    """
+    picture = core.statistics()
+    triggers = picture.triggers
+    engine = {
+        "id": core.id,
+        "workers": picture.workers.connected,
+        "functions": picture.functions.serving,
+        "trigger_types": triggers.types,
+        "triggers": {"live": triggers.live, "parked": triggers.parked, "refused": triggers.refused},
+        "running_calls": picture.running,
+    }
+    components = {
+        "engine": _component(not core.draining, engine),
+        "modules": _component(all(state == "running" for state in core.modules.values()), dict(core.modules)),
+    }
+    healthy = all(component["status"] == "healthy" for component in components.values())
+    disabled = {"status": "disabled", "details": None}
+    return {
+        "status": "healthy" if healthy else "degraded",
+        "state": core.state.value,
+        "components": {**components, **dict.fromkeys(("otel", "metrics", "logs", "spans"), disabled)},
+        "timestamp": core.clock.wall_ms(),
+        "version": __version__,
+    }
+
+
+def _component(healthy: bool, details: Row) -> Row:
+    return {"status": "healthy" if healthy else "degraded", "details": details}
+
+
+def _log(level: int, call: Call, data: Json) -> Outcome:
+    """`engine::log::<level>` (§7.3): one record of the logger `iii_trio.worker`, whose source is the service; no result."""
+    fields = call_fields(call, data)
+    message = fields.text("message")
+    service = fields.text_or_none("service_name") or fields.text_or_none("function_name") or call.origin.name
+    details = {"trace_id": fields.text_or_none("trace_id"), "span_id": fields.text_or_none("span_id")}
+    if worker_log.isEnabledFor(level):
+        extra: dict[str, Any] = {"source": service or "unknown"}
+        if len(data) <= LOG_DETAILS:
+            extra.update({name: value for name, value in details.items() if value})
+            extra.update({"data": fields.values["data"]} if fields.values.get("data") is not None else {})
+        worker_log.log(level, "%s", message, extra=extra)
+    return NOTHING
+
+
+def _is(wanted: str | None, value: str | None) -> bool:
+    return wanted is None or wanted == value
+
+
+def _contains(search: str | None, *subjects: str | None) -> bool:
+    """Whether a search, case aside, is found in one of the subjects; no search finds everything."""
+    return search is None or any(search.lower() in subject.lower() for subject in subjects if subject is not None)

@@ -1,0 +1,281 @@
+"""The queue's functions on the wire: enqueue, publish, redrive and inspection (spec/queue.md §2.5, §6).
+
+Nothing is answered before the log has said that it stands on disk: whatever writes answers from the log's callback.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from attrs import define
+
+from ...engine import DEFAULT_NAMESPACE, LATER, NOTHING, Call, Later, LocalPeer, Outcome
+from ...engine.local import InlineHandler
+from ...protocol import NULL, Json, codec, errors
+from ...protocol.errors import StoreError, WireError
+from ...stores import DeadLetter, Failed, Job, OnDone, Result
+from .dispatch import ActiveQueue
+from .names import Kind
+from .queues import Message, Queues
+from .requests import Request
+
+T = TypeVar("T")
+
+ENQUEUE: Final = "engine::queue::enqueue"
+PUBLISH: Final = "iii::durable::publish"
+REDRIVE: Final = "iii::queue::redrive"
+REDRIVE_ONE: Final = "iii::queue::redrive_message"
+DISCARD_ONE: Final = "iii::queue::discard_message"
+LIST_TOPICS: Final = "engine::queue::list_topics"
+TOPIC_STATS: Final = "engine::queue::topic_stats"
+DLQ_TOPICS: Final = "engine::queue::dlq_topics"
+DLQ_MESSAGES: Final = "engine::queue::dlq_messages"
+
+DLQ_LIMIT: Final = 50
+DLQ_LARGEST: Final = 1_000
+"""Dead letters in one answer: unless the caller says otherwise, and whatever it says."""
+
+NAMED_BROKER: Final = "function_queue"
+TOPIC_BROKER: Final = "builtin"
+
+
+def _object(required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+_STRING: Final = {"type": "string"}
+_COUNT: Final = {"type": "integer", "minimum": 0}
+
+
+def register(peer: LocalPeer, queues: Queues) -> None:
+    """Serve every function of the queue, the aliases of earlier generations included."""
+    functions = QueueFunctions(queues)
+    queue = _object(("queue",), queue=_STRING)
+    one = _object(("queue", "message_id"), queue=_STRING, message_id=_STRING)
+    topic = _object(("topic",), topic=_STRING)
+    published = _object(("topic", "data"), topic=_STRING, data={})
+    internal = {"internal": True}
+
+    def add(
+        function_id: str, handler: InlineHandler, description: str, request: Any = None, metadata: Any = None
+    ) -> None:
+        peer.register(function_id, handler, description=description, request_format=request, metadata=metadata)
+
+    add(ENQUEUE, functions.enqueue, "Store a message of a named queue")
+    add(PUBLISH, functions.publish(PUBLISH), "Publish a message to every subscriber of a topic, durably", published)
+    add("enqueue", functions.publish("enqueue"), "Earlier name of iii::durable::publish", published, internal)
+    add(
+        "emit", functions.publish("emit", data_optional=True), "Earliest name of iii::durable::publish", topic, internal
+    )
+    add(REDRIVE, functions.redrive, "Return all dead letters of a queue or topic to it", queue)
+    add(REDRIVE_ONE, functions.redrive_one, "Return one dead letter to its queue", one)
+    add(DISCARD_ONE, functions.discard_one, "Drop one dead letter", one)
+    add(LIST_TOPICS, functions.list_topics, "List named queues and topics that have subscribers")
+    add(TOPIC_STATS, functions.topic_stats, "Depth, consumers and dead letters of a queue or topic", topic)
+    add(DLQ_TOPICS, functions.dlq_topics, "Count the dead letters of every queue and topic")
+    browse = _object(("topic",), topic=_STRING, offset=_COUNT, limit=_COUNT)
+    add(DLQ_MESSAGES, functions.dlq_messages, "Browse the dead letters of a queue or topic, newest first", browse)
+
+
+def _later(call: Call, answer: Callable[[T], Json | None], refused: Callable[[StoreError], WireError]) -> OnDone[T]:
+    """A callback for the log that answers `call`; an `answer` of None is an answer without a value."""
+
+    def on_done(result: Result[T]) -> None:
+        if isinstance(result, Failed):
+            call.fail(refused(result.error))
+            return
+        value = answer(result.value)
+        call.finish(NOTHING if value is None else Outcome(value))
+
+    return on_done
+
+
+@define(eq=False)
+class QueueFunctions:
+    """The handlers; each takes `(call, data)` and answers now or from a callback of the log."""
+
+    queues: Queues
+
+    # -- messages in --------------------------------------------------------------------------------------------------
+
+    def enqueue(self, call: Call, data: Json) -> Later:
+        """`engine::queue::enqueue`: §2.5 in, `{"messageReceiptId"}` out once the message is on disk."""
+        request = Request.read(ENQUEUE, data)
+        queue = request.text("queue")
+        function_id = request.text("function_id")
+        receipt = request.text("messageReceiptId")
+        for name, value in (("function_id", function_id), ("messageReceiptId", receipt)):
+            if not value:
+                raise WireError(f"{name} is required", errors.ENQUEUE_ERROR)
+        target = (request.optional_text("namespace") or DEFAULT_NAMESPACE, function_id)
+        message = Message(
+            request.payload("data"),
+            request.optional_text("traceparent") or None,
+            request.optional_text("baggage") or None,
+        )
+
+        def answer(_: list[Job]) -> Json:
+            return Json.of({"messageReceiptId": receipt})
+
+        def refused(error: StoreError) -> WireError:
+            return WireError(f"enqueue to '{queue}' failed: {error}", errors.ENQUEUE_ERROR)
+
+        self.queues.enqueue(queue, target, message, receipt, _later(call, answer, refused))
+        return LATER
+
+    def publish(self, function_id: str, *, data_optional: bool = False) -> InlineHandler:
+        """The handler of `iii::durable::publish` under one of its names: no value out, once all copies are on disk."""
+
+        def handler(call: Call, data: Json) -> Later:
+            request = Request.read(function_id, data)
+            topic = request.text("topic")
+            payload = NULL if data_optional and "data" not in request.fields else request.payload("data")
+            if not topic:
+                raise WireError("Topic is not set", "topic_not_set")
+            message = Message(payload, call.traceparent or None, call.baggage or None)
+
+            def refused(error: StoreError) -> WireError:
+                return WireError(f"Failed to publish to topic '{topic}': {error}", "publish_failed")
+
+            self.queues.publish(topic, message, _later(call, lambda _: None, refused))
+            return LATER
+
+        return handler
+
+    # -- dead letters -------------------------------------------------------------------------------------------------
+
+    def redrive(self, call: Call, data: Json) -> Later:
+        """`iii::queue::redrive`: `{"queue"}` in, `{"queue","redriven"}` out."""
+        queue = self._queue_name(Request.read(REDRIVE, data))
+
+        def answer(count: int) -> Json:
+            return Json.of({"queue": queue, "redriven": count})
+
+        def refused(error: StoreError) -> WireError:
+            return WireError(f"Failed to redrive DLQ for queue '{queue}': {error}", "redrive_failed")
+
+        self.queues.redrive(queue, _later(call, answer, refused))
+        return LATER
+
+    def redrive_one(self, call: Call, data: Json) -> Later:
+        """`iii::queue::redrive_message`: `{"queue","message_id"}` in, the same and `redriven` (1 or 0) out."""
+
+        def refused(queue: str, message_id: str, error: StoreError) -> WireError:
+            text = f"Failed to redrive DLQ message '{message_id}' for queue '{queue}': {error}"
+            return WireError(text, "redrive_message_failed")
+
+        return self._one(call, Request.read(REDRIVE_ONE, data), self.queues.redrive_one, refused)
+
+    def discard_one(self, call: Call, data: Json) -> Later:
+        """`iii::queue::discard_message`: as `redrive_message`; 1 means discarded."""
+
+        def refused(_queue: str, _message_id: str, error: StoreError) -> WireError:
+            return WireError(f"Failed to discard DLQ message: {error}", "discard_message_failed")
+
+        return self._one(call, Request.read(DISCARD_ONE, data), self.queues.discard_one, refused)
+
+    def _one(
+        self,
+        call: Call,
+        request: Request,
+        operation: Callable[[str, str, OnDone[int]], None],
+        refused: Callable[[str, str, StoreError], WireError],
+    ) -> Later:
+        message_id = request.text("message_id")
+        queue = self._queue_name(request)
+        if not message_id:
+            raise WireError("Message ID is required", "message_id_not_set")
+
+        def answer(count: int) -> Json:
+            return Json.of({"queue": queue, "message_id": message_id, "redriven": count})
+
+        operation(queue, message_id, _later(call, answer, lambda error: refused(queue, message_id, error)))
+        return LATER
+
+    def _queue_name(self, request: Request) -> str:
+        queue = request.either_text("queue", "topic")
+        if not queue:
+            raise WireError("Queue name is required", "queue_not_set")
+        return queue
+
+    # -- inspection ---------------------------------------------------------------------------------------------------
+
+    def list_topics(self, _call: Call, _data: Json) -> Outcome:
+        """`engine::queue::list_topics`: `[{"name","broker_type","subscriber_count"}]`, sorted by name."""
+        rows = [
+            (queue.key.name, NAMED_BROKER, queue.machine.policy.concurrency)
+            for queue in self.queues.named()
+            if queue.shares
+        ]
+        for topic, queues in self.queues.topics().items():
+            triggers = sum(len(queue.shares) for queue in queues)
+            if triggers:
+                rows.append((topic, TOPIC_BROKER, triggers))
+        return Outcome(Json.of([{"name": n, "broker_type": b, "subscriber_count": c} for n, b, c in sorted(rows)]))
+
+    def topic_stats(self, _call: Call, data: Json) -> Outcome:
+        """`engine::queue::topic_stats`: `{"topic"}` in, `{"depth","consumer_count","dlq_depth","config"}` out."""
+        name = self._topic_name(Request.read(TOPIC_STATS, data))
+        queues = self.queues.resolve(name)
+        is_named = any(queue.key.kind is Kind.NAMED for queue in queues)
+        depth = sum(queue.machine.waiting + queue.machine.in_flight for queue in queues)
+        return Outcome(
+            Json.of(
+                {
+                    "depth": depth if is_named else depth + self.queues.unclaimed(name),
+                    "consumer_count": sum(
+                        queue.machine.policy.concurrency if is_named else len(queue.shares) for queue in queues
+                    ),
+                    "dlq_depth": sum(queue.machine.dead for queue in queues),
+                    "config": None,
+                }
+            )
+        )
+
+    def dlq_topics(self, _call: Call, _data: Json) -> Outcome:
+        """`engine::queue::dlq_topics`: `[{"topic","broker_type","message_count"}]`, zeros included, sorted by name."""
+
+        def dead(queues: tuple[ActiveQueue, ...]) -> int:
+            return sum(queue.machine.dead for queue in queues)
+
+        rows = [(queue.key.name, NAMED_BROKER, queue.machine.dead) for queue in self.queues.named()]
+        rows += [(topic, TOPIC_BROKER, dead(queues)) for topic, queues in self.queues.topics().items()]
+        return Outcome(Json.of([{"topic": n, "broker_type": b, "message_count": c} for n, b, c in sorted(rows)]))
+
+    def dlq_messages(self, call: Call, data: Json) -> Later:
+        """`engine::queue::dlq_messages`: `{"topic","offset":0,"limit":50}` in, an array out, newest first.
+
+        `failed_at` is in seconds; `retries` are the attempts made; `size_bytes` is the payload's size.
+        """
+        request = Request.read(DLQ_MESSAGES, data)
+        offset, limit = request.count("offset", 0), request.count("limit", DLQ_LIMIT)
+        queues = self.queues.resolve(self._topic_name(request))
+
+        def answer(letters: list[DeadLetter]) -> Json:
+            return Json(b"[" + b",".join(_dead_letter(letter) for letter in letters) + b"]")
+
+        def refused(error: StoreError) -> WireError:
+            return WireError(f"Failed to browse DLQ messages: {error}", "dlq_messages_failed")
+
+        names = [queue.key.text for queue in queues]
+        self.queues.log.dead_letters(names, offset, min(limit, DLQ_LARGEST), _later(call, answer, refused))
+        return LATER
+
+    def _topic_name(self, request: Request) -> str:
+        topic = request.either_text("topic", "queue")
+        if not topic:
+            raise WireError("topic is required", "topic_required")
+        return topic
+
+
+def _dead_letter(letter: DeadLetter) -> bytes:
+    job = letter.job
+    head = codec.encode_value({"id": job.message_id or job.id})[:-1]
+    tail = codec.encode_value(
+        {
+            "error": letter.error,
+            "failed_at": letter.failed_at_ms // 1000,
+            "retries": job.attempts,
+            "size_bytes": len(job.payload),
+        }
+    )
+    return head + b',"payload":' + job.payload + b"," + tail[1:]

@@ -1,0 +1,140 @@
+"""Clients for what every engine has built in: state and topics. They always address namespace `default`."""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from attrs import asdict, frozen
+
+if TYPE_CHECKING:
+    from .client import Client
+
+DEFAULT_NAMESPACE: Final = "default"
+
+
+@frozen(kw_only=True)
+class Set:
+    """Replace the value at `path`: a first-level key, or the whole value for ""."""
+
+    path: str
+    value: Any
+    type: ClassVar[str] = "set"
+
+
+@frozen(kw_only=True)
+class Merge:
+    """Assign the keys of the object `value` at `path`: "" for the whole value, a key, or a list of nested keys."""
+
+    value: dict[str, Any]
+    path: str | list[str] = ""
+    type: ClassVar[str] = "merge"
+
+
+@frozen(kw_only=True)
+class Increment:
+    """Add `by` to the number at `path`; a missing one counts from 0."""
+
+    path: str
+    by: int | float = 1
+    type: ClassVar[str] = "increment"
+
+
+@frozen(kw_only=True)
+class Decrement:
+    """Subtract `by` from the number at `path`; a missing one counts from 0."""
+
+    path: str
+    by: int | float = 1
+    type: ClassVar[str] = "decrement"
+
+
+@frozen(kw_only=True)
+class Append:
+    """Append `value` to the array, or the text, at `path`."""
+
+    value: Any
+    path: str | list[str] = ""
+    type: ClassVar[str] = "append"
+
+
+@frozen(kw_only=True)
+class Remove:
+    """Remove the first-level key `path`."""
+
+    path: str
+    type: ClassVar[str] = "remove"
+
+
+Operation = Set | Merge | Increment | Decrement | Append | Remove | dict[str, Any]
+"""One step of an update (spec/state-stream.md §4): one of the classes, or its wire form."""
+
+
+@frozen(kw_only=True)
+class Change:
+    """What a write did. `old_value` is None for a new key; `errors` lists the steps of an update that failed."""
+
+    old_value: Any = None
+    new_value: Any = None
+    errors: tuple[dict[str, Any], ...] = ()
+
+
+@frozen
+class Scope:
+    """One scope of the engine's state (spec/state-stream.md §2): text keys to JSON values."""
+
+    _client: "Client"
+    name: str
+
+    async def get(self, key: str, *, into: Any = None) -> Any:
+        """The value of `key`, None if there is none; structured as the type `into`, if given."""
+        return await self._call("get", {"key": key}, into)
+
+    async def set(self, key: str, value: Any) -> Change:
+        """Store `value`; on disk when this returns."""
+        return _change(await self._call("set", {"key": key, "value": value}))
+
+    async def update(self, key: str, *operations: Operation) -> Change:
+        """Apply the operations in order as one atomic step."""
+        return _change(await self._call("update", {"key": key, "ops": [_wire(one) for one in operations]}))
+
+    async def delete(self, key: str) -> Any:
+        """Remove `key`; its value, None if there was none."""
+        return await self._call("delete", {"key": key})
+
+    async def list(self) -> Any:
+        """Every value of the scope, a list without the keys."""
+        return await self._call("list", {})
+
+    async def _call(self, operation: str, payload: dict[str, Any], into: Any = None) -> Any:
+        return await self._client.call(
+            f"state::{operation}", {"scope": self.name, **payload}, namespace=DEFAULT_NAMESPACE, into=into
+        )
+
+
+@frozen
+class State:
+    """The engine's key-value store: `state["scope"]` is one scope of it."""
+
+    _client: "Client"
+
+    def __getitem__(self, scope: str) -> Scope:
+        return Scope(self._client, scope)
+
+    async def scopes(self) -> list[str]:
+        """The names of all scopes that hold something, sorted."""
+        result = await self._client.call("state::list_groups", {}, namespace=DEFAULT_NAMESPACE)
+        groups = result.get("groups", []) if isinstance(result, dict) else result
+        return [str(group) for group in groups or ()]
+
+
+def _wire(operation: Operation) -> dict[str, Any]:
+    if isinstance(operation, dict):
+        return operation
+    return {"type": operation.type, **asdict(operation, recurse=False)}
+
+
+def _change(result: Any) -> Change:
+    values = result if isinstance(result, dict) else {}
+    return Change(
+        old_value=values.get("old_value"),
+        new_value=values.get("new_value"),
+        errors=tuple(values.get("errors") or ()),
+    )

@@ -1,0 +1,244 @@
+"""The handles of a store: each operation of `KeyValue` and `JobLog` becomes a submission to the store's desk.
+
+They are the same for every store; stores differ in the tables behind the desk (`tables.py`).
+"""
+
+from collections.abc import Callable, Collection, Sequence
+
+from attrs import define, field
+
+from .desk import MAX_VALUE, Desk, too_large
+from .interfaces import (
+    A,
+    Change,
+    DeadLetter,
+    Destination,
+    Job,
+    JobLogStatistics,
+    KeyValueStatistics,
+    NewJob,
+    OnDone,
+    T,
+    Updated,
+)
+from .tables import JobTable, Tables
+
+_JOBS = "jobs"
+"""The lane of everything in the job log."""
+
+
+@define(eq=False)
+class KeyValueHandle:
+    """`KeyValue` on one space of the tables behind `desk`."""
+
+    space: str
+    _desk: Desk
+    _reads: int = field(default=0, init=False)
+    _writes: int = field(default=0, init=False)
+
+    def get(self, scope: str, key: str, on_done: OnDone[bytes | None]) -> None:
+        """See `KeyValue.get`."""
+        space = self.space
+        self._read(lambda tables: tables.values.get(space, scope, key), on_done, scope, key)
+
+    def set(self, scope: str, key: str, value: bytes, on_done: OnDone[bytes | None]) -> None:
+        """See `KeyValue.set`."""
+        space = self.space
+        self._write(lambda tables: tables.values.set(space, scope, key, value), on_done, scope, key, value)
+
+    def delete(self, scope: str, key: str, on_done: OnDone[bytes | None]) -> None:
+        """See `KeyValue.delete`."""
+        space = self.space
+        self._write(lambda tables: tables.values.delete(space, scope, key), on_done, scope, key)
+
+    def update(
+        self, scope: str, key: str, change: Callable[[bytes | None], Change[A]], on_done: OnDone[Updated[A]]
+    ) -> None:
+        """See `KeyValue.update`."""
+        space = self.space
+
+        def checked(old: bytes | None) -> Change[A]:
+            decided = change(old)
+            if decided.write is not None and len(decided.write) > MAX_VALUE:
+                raise too_large(len(decided.write))
+            return decided
+
+        self._write(lambda tables: tables.values.update(space, scope, key, checked), on_done, scope, key)
+
+    def values(self, scope: str, on_done: OnDone[list[bytes]]) -> None:
+        """See `KeyValue.values`."""
+        space = self.space
+        self._read(lambda tables: [value for _, value in tables.values.items(space, scope)], on_done, scope)
+
+    def items(self, scope: str, on_done: OnDone[list[tuple[str, bytes]]]) -> None:
+        """See `KeyValue.items`."""
+        space = self.space
+        self._read(lambda tables: tables.values.items(space, scope), on_done, scope)
+
+    def scopes(self, on_done: OnDone[list[str]]) -> None:
+        """See `KeyValue.scopes`."""
+        space = self.space
+        self._reads += 1
+        self._desk.submit(lambda tables: tables.values.scopes(space), on_done, lane=None, writes=False, texts=(space,))
+
+    async def room(self) -> None:
+        """See `KeyValue.room`."""
+        await self._desk.room()
+
+    def statistics(self) -> KeyValueStatistics:
+        """See `KeyValue.statistics`."""
+        return KeyValueStatistics(space=self.space, reads=self._reads, writes=self._writes)
+
+    def _read(self, work: Callable[[Tables], T], on_done: OnDone[T], scope: str, key: str = "") -> None:
+        self._reads += 1
+        self._desk.submit(work, on_done, lane=(self.space, scope), writes=False, texts=(self.space, scope, key))
+
+    def _write(self, work: Callable[[Tables], T], on_done: OnDone[T], scope: str, key: str, value: bytes = b"") -> None:
+        self._writes += 1
+        self._desk.submit(
+            work, on_done, lane=(self.space, scope), writes=True, texts=(self.space, scope, key), blobs=(value,)
+        )
+
+
+@define(eq=False)
+class JobLogHandle:
+    """`JobLog` on the tables behind `desk`."""
+
+    _desk: Desk
+    _appended: int = field(default=0, init=False)
+    _acknowledged: int = field(default=0, init=False)
+    _retried: int = field(default=0, init=False)
+    _dead_lettered: int = field(default=0, init=False)
+    _redriven: int = field(default=0, init=False)
+    _discarded: int = field(default=0, init=False)
+
+    def append(self, jobs: Sequence[NewJob], on_done: OnDone[list[Job]]) -> None:
+        """See `JobLog.append`."""
+        kept = tuple(jobs)
+        self._appended += len(kept)
+        texts: list[str | None] = []
+        blobs: list[bytes | None] = []
+        numbers: list[int] = []
+        for job in kept:
+            texts += (job.id, job.queue, job.namespace, job.function_id, job.group_id)
+            texts += (job.traceparent, job.baggage, job.message_id)
+            blobs += (job.payload, job.metadata)
+            numbers += (job.max_attempts, job.backoff_ms, job.created_at_ms, job.due_at_ms)
+        self._write(lambda table: table.append(kept), on_done, texts, numbers, blobs)
+
+    def load(self, after: int, limit: int, on_done: OnDone[list[Job]]) -> None:
+        """See `JobLog.load`."""
+        self._read(lambda table: table.load(after, max(limit, 0)), on_done, (), (after, limit))
+
+    def ack(self, seq: int, on_done: OnDone[bool]) -> None:
+        """See `JobLog.ack`."""
+        self._acknowledged += 1
+        self._write(lambda table: table.ack(seq), on_done, (), (seq,))
+
+    def retry(self, seq: int, attempts: int, due_at_ms: int, error: str, on_done: OnDone[bool]) -> None:
+        """See `JobLog.retry`."""
+        self._retried += 1
+        numbers = (seq, attempts, due_at_ms)
+        self._write(lambda table: table.retry(seq, attempts, due_at_ms, error), on_done, (error,), numbers)
+
+    def dead_letter(self, seq: int, attempts: int, error: str, failed_at_ms: int, on_done: OnDone[bool]) -> None:
+        """See `JobLog.dead_letter`."""
+        self._dead_lettered += 1
+        numbers = (seq, attempts, failed_at_ms)
+        self._write(lambda table: table.dead_letter(seq, attempts, error, failed_at_ms), on_done, (error,), numbers)
+
+    def adopt(
+        self, from_queue: str, to_queue: str, namespace: str, function_id: str, on_done: OnDone[list[Job]]
+    ) -> None:
+        """See `JobLog.adopt`."""
+        texts = (from_queue, to_queue, namespace, function_id)
+        self._write(lambda table: table.adopt(from_queue, to_queue, namespace, function_id), on_done, texts)
+
+    def dead_letters(self, queues: Sequence[str], offset: int, limit: int, on_done: OnDone[list[DeadLetter]]) -> None:
+        """See `JobLog.dead_letters`."""
+        kept = tuple(queues)
+        first, most = max(offset, 0), max(limit, 0)
+        self._read(lambda table: table.dead_letters(kept, first, most), on_done, kept, (offset, limit))
+
+    def dead_count(self, queue: str, on_done: OnDone[int]) -> None:
+        """See `JobLog.dead_count`."""
+        self._read(lambda table: table.dead_counts().get(queue, 0), on_done, (queue,))
+
+    def dead_counts(self, on_done: OnDone[dict[str, int]]) -> None:
+        """See `JobLog.dead_counts`."""
+        self._read(lambda table: table.dead_counts(), on_done)
+
+    def redrive(self, queue: str, limit: int, due_at_ms: int, on_done: OnDone[list[Job]]) -> None:
+        """See `JobLog.redrive`."""
+        self._redriven += 1
+        numbers = (limit, due_at_ms)
+        self._write(lambda table: table.redrive(queue, max(limit, 0), due_at_ms), on_done, (queue,), numbers)
+
+    def redrive_one(self, queue: str, job_id: str, due_at_ms: int, on_done: OnDone[Job | None]) -> None:
+        """See `JobLog.redrive_one`."""
+        self._redriven += 1
+        texts = (queue, job_id)
+        self._write(lambda table: table.redrive_one(queue, job_id, due_at_ms), on_done, texts, (due_at_ms,))
+
+    def discard(self, queue: str, job_id: str, on_done: OnDone[bool]) -> None:
+        """See `JobLog.discard`."""
+        self._discarded += 1
+        self._write(lambda table: table.discard(queue, job_id), on_done, (queue, job_id))
+
+    def remember(self, topic: str, namespace: str, function_id: str, on_done: OnDone[bool]) -> None:
+        """See `JobLog.remember`."""
+        destination = Destination(topic, namespace, function_id)
+        self._write(lambda table: table.remember(destination), on_done, (topic, namespace, function_id))
+
+    def forget(self, topic: str, namespace: str, function_id: str, on_done: OnDone[bool]) -> None:
+        """See `JobLog.forget`."""
+        destination = Destination(topic, namespace, function_id)
+        self._write(lambda table: table.forget(destination), on_done, (topic, namespace, function_id))
+
+    def destinations(self, on_done: OnDone[list[Destination]]) -> None:
+        """See `JobLog.destinations`."""
+        self._read(lambda table: table.destinations(), on_done)
+
+    async def room(self) -> None:
+        """See `JobLog.room`."""
+        await self._desk.room()
+
+    def statistics(self) -> JobLogStatistics:
+        """See `JobLog.statistics`."""
+        return JobLogStatistics(
+            appended=self._appended,
+            acknowledged=self._acknowledged,
+            retried=self._retried,
+            dead_lettered=self._dead_lettered,
+            redriven=self._redriven,
+            discarded=self._discarded,
+        )
+
+    def _read(
+        self,
+        work: Callable[[JobTable], T],
+        on_done: OnDone[T],
+        texts: Collection[str] = (),
+        numbers: Collection[int] = (),
+    ) -> None:
+        self._desk.submit(
+            lambda tables: work(tables.jobs), on_done, lane=_JOBS, writes=False, texts=texts, numbers=numbers
+        )
+
+    def _write(
+        self,
+        work: Callable[[JobTable], T],
+        on_done: OnDone[T],
+        texts: Collection[str | None] = (),
+        numbers: Collection[int] = (),
+        blobs: Collection[bytes | None] = (),
+    ) -> None:
+        self._desk.submit(
+            lambda tables: work(tables.jobs),
+            on_done,
+            lane=_JOBS,
+            writes=True,
+            texts=texts,
+            numbers=numbers,
+            blobs=blobs,
+        )

@@ -1,0 +1,238 @@
+"""One SQLite file: who may open it, what version it has, how a group of operations becomes one transaction.
+
+Synchronous and free of threads; `sqlite.py` decides who calls it. Opening takes, in this order: the directory, the lock
+file beside the database (held until `close`; it is never deleted, so that two engines can never hold different files of
+one name), the database in WAL mode, its migrations, a probing write, and the check of every row (`sqlite_check.py`).
+"""
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import define, field
+
+from ..protocol.errors import StoreError
+from . import sqlite_check, sqlite_jobs, sqlite_kv
+from .desk import Submission, carry_out
+from .interfaces import Failed, Fsync, StoreInUse
+from .tables import Tables
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = ((*sqlite_kv.SCHEMA, *sqlite_jobs.SCHEMA, *sqlite_check.SCHEMA),)
+"""Statements that lead from version n to n + 1; a version once released never changes."""
+
+APPLICATION_ID: Final = 0x69696974
+"""Marks the file as ours ("iiit"), so that another program's database is never touched."""
+
+WAL_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes to which the write-ahead log is cut back after a burst."""
+
+SMALLEST_DATABASE: Final = 512
+"""Bytes of SQLite's smallest page; a few bytes of something else it would take for a new database, and overwrite."""
+
+_SYNCHRONOUS: Final = {Fsync.ALWAYS: "FULL", Fsync.INTERVAL: "NORMAL", Fsync.NEVER: "OFF"}
+
+
+@define(eq=False)
+class SqliteFile:
+    """An open file; `open_file` makes one. Its methods are called by one thread at a time."""
+
+    path: Path
+    fsync: Fsync
+    set_aside: int
+    _connection: sqlite3.Connection
+    _lock: int
+    tables: Tables = field(init=False)
+    groups: int = field(default=0, init=False)
+    largest_group: int = field(default=0, init=False)
+    failed_groups: int = field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.tables = tables_of(self._connection)
+
+    def commit(self, group: Sequence[Submission]) -> None:
+        """Carry out the group in one transaction and commit it; every submission has its result afterwards.
+
+        If the transaction does not reach the disk, all of them have failed and nothing was changed. (What a failing
+        disk did to the log's tail is SQLite's to sort out at the next start; it may then find the group complete.)
+        """
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            carry_out(group, self.tables)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._give_up(group, error)
+        else:
+            self.groups += 1
+            self.largest_group = max(self.largest_group, len(group))
+
+    def _give_up(self, group: Sequence[Submission], error: sqlite3.Error) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        self.failed_groups += 1
+        failure = StoreError(f"Nothing was written to {self.path}: {error}. Check the disk and its free space.")
+        for submission in group:
+            submission.result = Failed(failure)
+        # On a full disk this lets the log be used again from its start, so that what frees space can still be written.
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def reader(self) -> sqlite3.Connection:
+        """A second connection that only reads; its maker closes it."""
+        connection = _connect(self.path)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def force(self) -> None:
+        """Force the write-ahead log to the disk (`Fsync.INTERVAL`); the database file follows at checkpoints."""
+        log = os.open(f"{self.path}-wal", os.O_RDONLY)
+        try:
+            os.fsync(log)
+        finally:
+            os.close(log)
+
+    def close(self) -> None:
+        """Move the log into the database, close it and let others have it."""
+        try:
+            self._connection.close()
+        finally:
+            os.close(self._lock)
+
+
+def tables_of(connection: sqlite3.Connection) -> Tables:
+    """Everything in the file, through this connection."""
+    return Tables(sqlite_kv.SqliteKeyValueTable(connection), sqlite_jobs.SqliteJobTable(connection))
+
+
+def open_file(path: str | os.PathLike[str], fsync: Fsync, *, check: bool) -> SqliteFile:
+    """Open or create the file; `check` looks every row over (about 3 s per million rows).
+
+    Raises `StoreInUse` if another engine has it and `StoreError` if it cannot be used, each saying what to do.
+    """
+    absolute = Path(os.path.abspath(path))
+    _make_directories(absolute.parent)
+    lock = _take_lock(absolute)
+    connection: sqlite3.Connection | None = None
+    try:
+        if 0 < _size(absolute) < SMALLEST_DATABASE:
+            raise StoreError(f"{absolute} is cut off or no database at all. Restore a backup, or move it away.")
+        connection = _connect(absolute)
+        _prepare(connection, absolute, fsync)
+        _sync_directory(absolute.parent)
+        set_aside = sqlite_check.set_damaged_aside(connection, str(absolute)) if check else 0
+        return SqliteFile(absolute, fsync, set_aside, connection, lock)
+    except sqlite3.Error as error:
+        _close(connection, lock)
+        raise StoreError(
+            f"{absolute} cannot be used as a store: {error}. If the file is not ours or is damaged, move it away or "
+            "restore a backup; if the disk is full or read-only, choose another data directory."
+        ) from error
+    except BaseException:
+        _close(connection, lock)
+        raise
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _close(connection: sqlite3.Connection | None, lock: int) -> None:
+    if connection is not None:
+        connection.close()
+    os.close(lock)
+
+
+def _make_directories(directory: Path) -> None:
+    try:
+        missing = [parent for parent in (directory, *directory.parents) if not parent.exists()]
+        directory.mkdir(parents=True, exist_ok=True)
+        for created in missing:
+            _sync_directory(created.parent)
+    except OSError as error:
+        raise StoreError(
+            f"The data directory {directory} cannot be made: {error.strerror}. Choose another one, or fix its rights."
+        ) from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """A new name is on disk only when its directory is."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _take_lock(path: Path) -> int:
+    name = f"{path}.lock"
+    try:
+        lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StoreError(
+            f"The data directory of {path} cannot be written: {error.strerror}. Choose another one, or fix its rights."
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(lock)
+        raise StoreInUse(
+            f"{path} is in use by another engine (process {holder}, which holds {name}). "
+            "Stop that process, or give this engine a data directory of its own."
+        ) from error
+    except OSError as error:
+        os.close(lock)
+        raise StoreError(f"{name} cannot be locked: {error.strerror}. Keep the data on a local disk.") from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    # Text that a turned bit has made undecodable must reach the checksum, not stop the query.
+    connection.text_factory = _lenient
+    return connection
+
+
+def _lenient(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, fsync: Fsync) -> None:
+    """Refuse what is not ours, then modes, migrations and a write that proves that the file can be written."""
+    version = _pragma(connection, "user_version")
+    application = _pragma(connection, "application_id")
+    foreign = application != APPLICATION_ID if version else bool(connection.execute(_ANY_TABLE).fetchone())
+    if foreign or _pragma(connection, "encoding") != "UTF-8":
+        raise StoreError(f"{path} is the database of another program. Choose another file; this one was not changed.")
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"{path} was written by a newer release (format {version}, this one knows {len(MIGRATIONS)}). "
+            "Use that release, or another data directory."
+        )
+    if _pragma(connection, "journal_mode = WAL") != "wal":
+        raise StoreError(f"{path} lies where SQLite cannot keep a write-ahead log. Keep the data on a local disk.")
+    connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[fsync]}")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}").fetchall()
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("BEGIN IMMEDIATE")
+    for migration in MIGRATIONS[version:]:
+        for statement in migration:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    connection.execute("COMMIT")
+
+
+_ANY_TABLE: Final = "SELECT 1 FROM sqlite_master LIMIT 1"
+
+
+def _pragma(connection: sqlite3.Connection, text: str) -> Any:
+    return connection.execute(f"PRAGMA {text}").fetchone()[0]

@@ -1,0 +1,150 @@
+"""The two threads of a SQLite store: a writer that commits in groups, a reader beside it.
+
+Both block on a queue and never touch Trio except through the token. Whatever ends one of them unexpectedly is raised in
+the store's task instead (`Desk.fail`), so that a defect never leaves submitters waiting in silence. They are daemons: a
+process that dies without closing its stores is not held up by them, and loses nothing that was answered.
+"""
+
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import TypeVarTuple
+
+import trio
+
+from ..protocol.errors import StoreError
+from .desk import Desk, Submission, carry_out
+from .interfaces import Failed, Fsync
+from .sqlite_file import SqliteFile, tables_of
+
+GROUP_OPS = 1_000
+"""Operations in one transaction: the rest gets the next one, so that answers keep flowing."""
+
+GROUP_BYTES = 16 * 1024 * 1024
+"""Bytes after which a transaction takes no further operation."""
+
+_logger = logging.getLogger(__name__)
+
+_Line = queue.SimpleQueue[Submission | None]
+_Args = TypeVarTuple("_Args")
+
+
+class Threads:
+    """Start at construction, end at `stop`; the writer closes `file`, last of all."""
+
+    def __init__(self, file: SqliteFile, desk: Desk, fsync_interval_s: float, token: trio.lowlevel.TrioToken) -> None:
+        self._file = file
+        self._desk = desk
+        self._fsync_interval_s = fsync_interval_s
+        self._token = token
+        self._writes: _Line = queue.SimpleQueue()
+        self._reads: _Line = queue.SimpleQueue()
+        self._ended = trio.Event()
+        name = file.path.name
+        self._reader = threading.Thread(target=self._read, name=f"store-reader {name}", daemon=True)
+        self._reader.start()
+        threading.Thread(target=self._write, name=f"store-writer {name}", daemon=True).start()
+
+    def put(self, submission: Submission) -> None:
+        """Pass a submission on, to whichever thread may carry it out."""
+        line = self._writes if submission.writes or self._desk.overtakes(submission) else self._reads
+        line.put(submission)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Carry out what is still queued, close the file, end both threads; a disk that hangs is left behind."""
+        self._reads.put(None)
+        self._writes.put(None)
+        with trio.move_on_after(timeout_s, shield=True):
+            await self._ended.wait()
+        if not self._ended.is_set():
+            _logger.error(
+                "the store %s could not be closed within %g s: its disk hangs, and its lock stays with this process",
+                self._file.path,
+                timeout_s,
+            )
+
+    def _write(self) -> None:
+        try:
+            self._guard(self._serve_writes)
+        finally:
+            self._reader.join()
+            self._file.close()
+            self._tell(self._ended.set)
+
+    def _read(self) -> None:
+        self._guard(self._serve_reads)
+
+    def _guard(self, serve: Callable[[], None]) -> None:
+        try:
+            serve()
+        except BaseException as defect:  # noqa: BLE001 (raised again, in the store's task)
+            self._tell(self._desk.fail, defect)
+
+    def _tell(self, listener: Callable[[*_Args], object], *args: *_Args) -> None:
+        """Call `listener` on the Trio thread; if its run is over, nobody is left to hear it."""
+        try:
+            self._token.run_sync_soon(listener, *args)
+        except trio.RunFinishedError:
+            _logger.warning("the store %s has outlived the run that opened it", self._file.path)
+
+    def _serve_writes(self) -> None:
+        # The thread's own clock: Trio's belongs to the loop, and a disk knows no virtual time.
+        force_at: float | None = None
+        stopping = False
+        while not stopping:
+            try:
+                group, stopping = _drain(self._writes, None if force_at is None else max(0.0, force_at - monotonic()))
+            except queue.Empty:
+                force_at = self._force()
+                continue
+            if group:
+                self._file.commit(group)
+                self._tell(self._desk.finish, group)
+            if force_at is None and self._file.fsync is Fsync.INTERVAL:
+                force_at = monotonic() + self._fsync_interval_s
+
+    def _force(self) -> float | None:
+        """Force the log now; returns when to try again if the disk refuses."""
+        try:
+            self._file.force()
+        except OSError as error:
+            _logger.error("the store %s could not be forced to the disk: %s", self._file.path, error.strerror)
+            return monotonic() + self._fsync_interval_s
+        return None
+
+    def _serve_reads(self) -> None:
+        connection = self._file.reader()
+        try:
+            tables = tables_of(connection)
+            stopping = False
+            while not stopping:
+                group, stopping = _drain(self._reads, None)
+                for submission in group:
+                    try:
+                        carry_out([submission], tables)
+                    except sqlite3.Error as error:
+                        submission.result = Failed(StoreError(f"{self._file.path} could not be read: {error}."))
+                if group:
+                    self._tell(self._desk.finish, group)
+        finally:
+            connection.close()
+
+
+def _drain(line: _Line, wait_s: float | None) -> tuple[list[Submission], bool]:
+    """The next group, and whether the end was reached; `queue.Empty` if nothing came within `wait_s`."""
+    group: list[Submission] = []
+    size = 0
+    submission = line.get(timeout=wait_s)
+    while submission is not None:
+        group.append(submission)
+        size += submission.size
+        if len(group) >= GROUP_OPS or size >= GROUP_BYTES:
+            return group, False
+        try:
+            submission = line.get_nowait()
+        except queue.Empty:
+            return group, False
+    return group, True

@@ -1,0 +1,174 @@
+"""Store operations for tasks: submit, wait for the answer, return it or raise it.
+
+Cancelled before the submission, an operation is not done; cancelled after it, it is done and its answer unheard. While
+the store is full these wait for room, where the callback form is refused: sockets refuse, tasks wait.
+"""
+
+from collections.abc import Callable, Sequence
+
+import outcome
+import trio
+from attrs import frozen
+
+from .interfaces import (
+    A,
+    Change,
+    DeadLetter,
+    Destination,
+    Job,
+    JobLog,
+    KeyValue,
+    NewJob,
+    OnDone,
+    Result,
+    T,
+    Updated,
+)
+
+
+async def settle(submit: Callable[[OnDone[T]], None]) -> T:
+    """Call `submit` with a callback and wait until it is called; return the value or raise the `StoreError`.
+
+    `lease = await settle(lambda done: lock.acquire("cron", "daily", "me", 5000, done))`. A cancellation that is
+    pending now prevents the submission; a later one ends the wait and leaves the operation to be done.
+    """
+    await trio.lowlevel.checkpoint_if_cancelled()
+    task = trio.lowlevel.current_task()
+    heard = True
+
+    def on_done(result: "Result[T]") -> None:
+        if heard:
+            trio.lowlevel.reschedule(task, outcome.Value(result))
+
+    def stop_listening(_: Callable[[], object]) -> trio.lowlevel.Abort:
+        nonlocal heard
+        heard = False
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    submit(on_done)
+    result: Result[T] = await trio.lowlevel.wait_task_rescheduled(stop_listening)
+    return result.unwrap()
+
+
+@frozen
+class WaitingKeyValue:
+    """The operations of a `KeyValue`, awaited; they raise `StoreError` and are otherwise as described there."""
+
+    kv: KeyValue
+
+    async def get(self, scope: str, key: str) -> bytes | None:
+        """See `KeyValue.get`."""
+        await self.kv.room()
+        return await settle(lambda done: self.kv.get(scope, key, done))
+
+    async def set(self, scope: str, key: str, value: bytes) -> bytes | None:
+        """See `KeyValue.set`."""
+        await self.kv.room()
+        return await settle(lambda done: self.kv.set(scope, key, value, done))
+
+    async def delete(self, scope: str, key: str) -> bytes | None:
+        """See `KeyValue.delete`."""
+        await self.kv.room()
+        return await settle(lambda done: self.kv.delete(scope, key, done))
+
+    async def update(self, scope: str, key: str, change: Callable[[bytes | None], Change[A]]) -> Updated[A]:
+        """See `KeyValue.update`."""
+        await self.kv.room()
+        return await settle(lambda done: self.kv.update(scope, key, change, done))
+
+    async def values(self, scope: str) -> list[bytes]:
+        """See `KeyValue.values`."""
+        await self.kv.room()
+        return await settle(lambda done: self.kv.values(scope, done))
+
+    async def items(self, scope: str) -> list[tuple[str, bytes]]:
+        """See `KeyValue.items`."""
+        await self.kv.room()
+        return await settle(lambda done: self.kv.items(scope, done))
+
+    async def scopes(self) -> list[str]:
+        """See `KeyValue.scopes`."""
+        await self.kv.room()
+        return await settle(lambda done: self.kv.scopes(done))
+
+
+@frozen
+class WaitingJobLog:
+    """The operations of a `JobLog`, awaited; they raise `StoreError` and are otherwise as described there."""
+
+    log: JobLog
+
+    async def append(self, jobs: Sequence[NewJob]) -> list[Job]:
+        """See `JobLog.append`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.append(jobs, done))
+
+    async def load(self, after: int = 0, limit: int = 1000) -> list[Job]:
+        """See `JobLog.load`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.load(after, limit, done))
+
+    async def ack(self, seq: int) -> bool:
+        """See `JobLog.ack`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.ack(seq, done))
+
+    async def retry(self, seq: int, attempts: int, due_at_ms: int, error: str) -> bool:
+        """See `JobLog.retry`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.retry(seq, attempts, due_at_ms, error, done))
+
+    async def dead_letter(self, seq: int, attempts: int, error: str, failed_at_ms: int) -> bool:
+        """See `JobLog.dead_letter`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.dead_letter(seq, attempts, error, failed_at_ms, done))
+
+    async def adopt(self, from_queue: str, to_queue: str, namespace: str, function_id: str) -> list[Job]:
+        """See `JobLog.adopt`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.adopt(from_queue, to_queue, namespace, function_id, done))
+
+    async def dead_letters(self, queues: Sequence[str], offset: int = 0, limit: int = 50) -> list[DeadLetter]:
+        """See `JobLog.dead_letters`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.dead_letters(queues, offset, limit, done))
+
+    async def dead_count(self, queue: str) -> int:
+        """See `JobLog.dead_count`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.dead_count(queue, done))
+
+    async def dead_counts(self) -> dict[str, int]:
+        """See `JobLog.dead_counts`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.dead_counts(done))
+
+    async def redrive(self, queue: str, limit: int, due_at_ms: int) -> list[Job]:
+        """See `JobLog.redrive`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.redrive(queue, limit, due_at_ms, done))
+
+    async def redrive_one(self, queue: str, job_id: str, due_at_ms: int) -> Job | None:
+        """See `JobLog.redrive_one`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.redrive_one(queue, job_id, due_at_ms, done))
+
+    async def discard(self, queue: str, job_id: str) -> bool:
+        """See `JobLog.discard`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.discard(queue, job_id, done))
+
+    async def remember(self, topic: str, namespace: str, function_id: str) -> bool:
+        """See `JobLog.remember`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.remember(topic, namespace, function_id, done))
+
+    async def forget(self, topic: str, namespace: str, function_id: str) -> bool:
+        """See `JobLog.forget`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.forget(topic, namespace, function_id, done))
+
+    async def destinations(self) -> list[Destination]:
+        """See `JobLog.destinations`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.destinations(done))

@@ -1,0 +1,70 @@
+"""The pure half of the asking commands: payload rules, addresses, the drawn tree."""
+
+from typing import Any
+
+import click
+import pytest
+
+from iii_trio.cli.ask import draw, payload_of, url_of
+
+
+@pytest.mark.parametrize(
+    ("pairs", "text", "payload"),
+    [
+        ((), None, {}),
+        (("a=1",), None, {"a": 1}),
+        (("a=true", "b=null", 'c={"d":[1]}', "e=plain text", "f="), None, {"a": True, "b": None, "c": {"d": [1]}, "e": "plain text", "f": ""}),
+        (("a=b=c",), None, {"a": "b=c"}),
+        ((), "[1, 2]", [1, 2]),
+        ((), "null", None),
+        (("b=2",), '{"a":1,"b":1}', {"a": 1, "b": 2}),
+    ],
+)  # fmt: skip
+def test_payload(pairs: tuple[str, ...], text: str | None, payload: Any) -> None:
+    assert payload_of(pairs, text) == payload
+
+
+@pytest.mark.parametrize(
+    ("pairs", "text", "message"),
+    [
+        (("x",), None, "expected key=value, got `x`"),
+        (("=v",), None, "payload key must not be empty (got `=v`)"),
+        ((), "{", "--json: invalid JSON `{`"),
+        (("a=1",), "[1]", "--json must be an object when combined with kv pairs"),
+    ],
+)
+def test_bad_payload(pairs: tuple[str, ...], text: str | None, message: str) -> None:
+    with pytest.raises(click.UsageError) as error:
+        payload_of(pairs, text)
+    assert error.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "port", "environment", "expected"),
+    [
+        (None, None, None, None, "ws://localhost:49134"),
+        (None, None, None, " ", "ws://localhost:49134"),
+        (None, None, None, "ws://h:1", "ws://h:1"),
+        ("ws://u:2", "a", 3, "ws://h:1", "ws://u:2"),
+        (None, "10.0.0.1", None, "ws://h:1", "ws://10.0.0.1:49134"),
+        (None, "::1", 5, None, "ws://[::1]:5"),
+        (None, None, 5, "ws://h:1", "ws://localhost:5"),
+    ],
+)
+def test_url(
+    monkeypatch: pytest.MonkeyPatch,
+    url: str | None,
+    address: str | None,
+    port: int | None,
+    environment: str | None,
+    expected: str,
+) -> None:
+    monkeypatch.delenv("III_URL", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("III_URL", environment)
+    assert url_of(url, address, port) == expected
+
+
+def test_draw() -> None:
+    tree = {"name": "a", "children": [{"name": "b", "children": [{"name": "c"}]}, {"name": "d"}]}
+    assert draw(tree) == ["a", "├─ b", "│  └─ c", "└─ d"]
