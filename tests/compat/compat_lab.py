@@ -13,14 +13,13 @@ import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from attrs import define, field
-from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection, connect_websocket_url
+from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -96,15 +95,18 @@ class Process:
 class Peer:
     """A WebSocket client that sends and gets frames: it calls, and it provides functions that answer at once."""
 
+    stream: trio.SocketStream
     socket: WebSocketConnection
-    functions: dict[str, Callable[[Frame], Frame]] = field(factory=dict)
-    available: set[str] = field(factory=set)
-    closed: CloseReason | None = None
+    functions: dict[str, Callable[[Frame], Frame]] = field(factory=dict, init=False)
+    available: set[str] = field(factory=set, init=False)
+    ended: bool = field(default=False, init=False)
+    closed: CloseReason | None = field(default=None, init=False)
+    """The Close frame the connection has ended with, if it ended with one."""
     _answers: dict[str, Frame] = field(factory=dict, init=False)
     _news: trio.Event = field(factory=trio.Event, init=False)
 
     async def run(self) -> None:
-        """Read frames until the connection ends; `closed` tells how it ended."""
+        """Read frames until the connection ends."""
         try:
             while True:
                 frame = json.loads(await self.socket.get_message())
@@ -117,6 +119,7 @@ class Peer:
                 self._tell()
         except ConnectionClosed as end:
             self.closed = end.reason
+        self.ended = True
         self._tell()
 
     def _tell(self) -> None:
@@ -131,16 +134,22 @@ class Peer:
         """Wait for frames until the condition holds. Fails when the connection ends, or nothing happens for long."""
         with trio.move_on_after(DEADLINE_S):
             while not condition():
-                assert self.closed is None, f"the connection has ended with {self.closed}, waiting for {what}"
+                assert not self.ended, f"the connection has ended with {self.closed}, waiting for {what}"
                 await self._news.wait()
             return
         raise AssertionError(f"no {what} within {DEADLINE_S} s")
+
+    async def end(self) -> None:
+        """Wait until the connection has ended, and everything that came before has been read."""
+        with trio.fail_after(DEADLINE_S):
+            while not self.ended:
+                await self._news.wait()
 
     async def answers(self, ids: Iterable[str]) -> list[Frame]:
         """The answers to these calls, or to those of them that came before the connection ended."""
         wanted = list(ids)
         with trio.fail_after(DEADLINE_S):
-            while self.closed is None and not self._answers.keys() >= set(wanted):
+            while not self.ended and not self._answers.keys() >= set(wanted):
                 await self._news.wait()
         return [self._answers.pop(one) for one in wanted if one in self._answers]
 
@@ -265,10 +274,10 @@ class Lab:
         process = await self.start(
             f"engine {len(self.processes)}",
             sys.executable,
-            *("-m", "iii_trio", "serve", *scripts),
+            *("-m", "iii_trio", "serve", *map(str, scripts)),
             *("--port", str(after.worker_port if after else 0)),
             *("--http-port", str(after.http_port if after else 0)),
-            *("--data-dir", self.directory / "data", "--ports-file", ports_file),
+            *("--data-dir", str(self.directory / "data"), "--ports-file", str(ports_file)),
         )
         await process.output(lambda lines: any("ports are written to" in line for line in lines))
         ports = json.loads(ports_file.read_text())
@@ -280,8 +289,11 @@ class Lab:
 
     async def peer(self, engine: RunningEngine) -> Peer:
         """Connect a client that watches the engine's functions."""
-        connect = partial(connect_websocket_url, max_message_size=LARGEST, message_queue_size=1_000)
-        peer = Peer(await connect(self.nursery, engine.url))
+        stream = await trio.open_tcp_stream("127.0.0.1", engine.worker_port)
+        socket = await wrap_client_stream(
+            self.nursery, stream, "127.0.0.1", "/", max_message_size=LARGEST, message_queue_size=1_000
+        )
+        peer = Peer(stream, socket)
         self.peers.append(peer)
         self.nursery.start_soon(peer.run, name="frames of a client")
         about = {"runtime": "test", "version": "0", "name": f"compat-{len(self.peers)}", "pid": os.getpid()}
@@ -306,6 +318,7 @@ class Lab:
         for peer in self.peers:
             with trio.move_on_after(1):
                 await peer.socket.aclose()
+            await trio.aclose_forcefully(peer.stream)
         for process in reversed(self.processes):
             await process.aclose()
         for process in self.processes:

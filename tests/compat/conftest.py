@@ -46,7 +46,7 @@ def new_python() -> Path:
 def node_modules() -> Path:
     """The node_modules with the official Node SDK, of the release that `examples/hello_node` names."""
     need(shutil.which("node") is not None, "node", "install Node 20 or later")
-    version = json.loads((EXAMPLES / "hello_node" / "package.json").read_text())["dependencies"]["iii-sdk"]
+    version = str(json.loads((EXAMPLES / "hello_node" / "package.json").read_text())["dependencies"]["iii-sdk"])
     project = COMPAT / "node" / version
     need((project / "prepared").exists(), f"the Node SDK {version}", PREPARE)
     return project / "node_modules"

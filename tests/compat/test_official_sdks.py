@@ -55,17 +55,11 @@ async def test_python_0_25_calls_and_is_called(lab: Lab, engine: RunningEngine, 
         "result": None
     }
 
-    (row,) = (
-        row
-        for row in (await peer.call("engine::workers::list", {}))["workers"]
-        if row["id"] == await_id(await peer.call("one::identity"))
-    )
+    listed = await peer.call("engine::workers::list", {})
+    rows = {row["id"]: row for row in listed["workers"]}
+    row = rows[await peer.call("one::identity")]
     assert (row["runtime"], row["version"], row["status"]) == ("python", "0.25.0", "connected")
     assert row["function_count"] == len(row["functions"]) == 10
-
-
-def await_id(value: Any) -> str:
-    return str(value)
 
 
 async def test_errors_reach_python_0_25_as_they_were_raised(lab: Lab, engine: RunningEngine, new_python: Path) -> None:

@@ -113,7 +113,7 @@ def rows_of(state: State) -> dict[Any, Any]:
     rows: dict[Any, Any] = {(scope, key): value for scope, items in values.items() for key, value in items}
     rows |= {("job", one.id): one for one in jobs}
     rows |= {("dead", letter.job.id): (evolve(letter.job, seq=0), letter.failed_at_ms) for letter in letters}
-    return rows | {destination: Destination for destination in destinations}
+    return rows | dict.fromkeys(destinations, Destination)
 
 
 async def count_outcomes(tmp_path: Path, seed: int, flips: int) -> dict[str, int]:
@@ -134,13 +134,13 @@ async def count_outcomes(tmp_path: Path, seed: int, flips: int) -> dict[str, int
         try:
             state = await state_of(bad)
         except StoreError as error:
-            assert str(bad) in str(error)
-            outcomes["refused"] += 1
+            outcomes["refused"] += str(bad) in str(error)
             continue
         found, set_aside = rows_of(state), state[-1]
         assert found.items() <= expected.items()
         assert len(found) + set_aside == len(expected)
         outcomes["set aside" if set_aside else "unharmed"] += 1
+    assert sum(outcomes.values()) == flips
     return outcomes
 
 
@@ -151,8 +151,8 @@ async def test_every_turned_bit_is_harmless_set_aside_or_refused(tmp_path: Path)
 
 
 @pytest.mark.long
-async def test_thousands_of_turned_bits_are_harmless_set_aside_or_refused(tmp_path: Path) -> None:
-    outcomes = await count_outcomes(tmp_path, seed=6, flips=5000)
+async def test_two_thousand_turned_bits_are_harmless_set_aside_or_refused(tmp_path: Path) -> None:
+    outcomes = await count_outcomes(tmp_path, seed=6, flips=2000)
     assert min(outcomes.values()) > 50
 
 

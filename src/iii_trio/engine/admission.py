@@ -28,11 +28,15 @@ REGISTRATIONS: Final = frozenset(
 
 @define(eq=False)
 class Parked:
-    """One waiting frame: `apply` is what happens to it when the gate opens; `id` the function it registers or calls."""
+    """One waiting frame: `apply` is what happens to it when the gate opens.
+
+    `id` is the function it registers; `call_id` the id of the call it is, if an answer is awaited.
+    """
 
     apply: Callable[[], None]
     size: int
     id: str | None
+    call_id: str | None
 
 
 @frozen
@@ -66,9 +70,11 @@ class Intake:
         """Whether a call has to wait now: a registration of its id does."""
         return bool(self._ids) and function_id in self._ids
 
-    def park(self, apply: Callable[[], None], size: int, function_id: str | None = None) -> None:
+    def park(
+        self, apply: Callable[[], None], size: int, function_id: str | None = None, call_id: str | None = None
+    ) -> None:
         """Keep a frame of `size` bytes for later, in order."""
-        self._parked.append(Parked(apply, size, function_id))
+        self._parked.append(Parked(apply, size, function_id, call_id))
         self._bytes += size
         if function_id is not None:
             self._ids[function_id] += 1
@@ -93,6 +99,15 @@ class Intake:
         if self._paused:
             self._paused = False
             self.resume()
+
+    def withdraw(self, call_id: str) -> bool:
+        """A call that still waits has been cancelled: it is not made. False when none of that id waits."""
+        for parked in self._parked:
+            if parked.call_id == call_id:
+                self._parked.remove(parked)
+                self._bytes -= parked.size
+                return True
+        return False
 
     def discard(self) -> None:
         """The connection has ended: what waits is dropped."""

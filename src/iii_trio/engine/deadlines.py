@@ -8,12 +8,15 @@ by at most its bucket's grain (10 ms below 10 s, 100 ms below 10 min, 1 s above)
 import time
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 from attrs import define, field, frozen
 
 from ..protocol.limits import LATE_WAKEUP_S
+
+TIDY_ABOVE: Final = 10_000
+"""Buckets kept, however many of them are empty: more than calls with usual deadlines ever have."""
 
 
 class Clock:
@@ -85,6 +88,7 @@ class Deadlines:
     _fired: int = field(default=0, init=False)
     _sleeping: trio.CancelScope | None = field(default=None, init=False)
     _wakes_at: float = field(default=float("inf"), init=False)
+    _tidy_above: int = field(default=TIDY_ABOVE, init=False)
 
     def add(self, when: float, entry: Expiring) -> None:
         """Let `entry.expire()` be called at `when` (seconds of the clock) or shortly after."""
@@ -114,6 +118,14 @@ class Deadlines:
             if key < self._wakes_at and self._sleeping is not None:
                 self._sleeping.cancel()
         return bucket
+
+    def tidy(self) -> None:
+        """Drop buckets that hold nothing any more, once they are many; nobody may use an empty one afterwards."""
+        if len(self._heap) <= self._tidy_above:
+            return
+        self._buckets = {when: bucket for when, bucket in self._buckets.items() if bucket}
+        self._heap = sorted(self._buckets)
+        self._tidy_above = TIDY_ABOVE + 2 * len(self._heap)
 
     def fire_due(self) -> None:
         """Fire everything whose time has come. What a timer adds for the past fires in the next round."""

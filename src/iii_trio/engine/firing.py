@@ -9,11 +9,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, field, frozen
 
-from ..protocol import ABSENT, Json
+from ..protocol import ABSENT, NULL, Json
 from ..protocol.limits import CONDITION_S, DELIVERY_S, FIRING_RUNNING, FIRING_WAITING
 from .invocations import Outcome
 from .triggers import Binding
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .local import LocalPeer
 
 log = logging.getLogger(__name__)
+
+DROPS_PER_LINE: Final = 1_000
 
 
 class Delivered(Enum):
@@ -138,6 +140,9 @@ class Firing:
             elif outcome.result.is_false():
                 self._done(delivery, Delivered.SKIPPED, outcome)
             else:
+                if outcome.result.or_null() == NULL:
+                    name, binding = delivery.condition, delivery.binding
+                    log.warning("trigger %s: condition %s answered nothing, which counts as yes", binding.id, name)
                 self._handle(delivery)
 
         self.peer.call(
@@ -181,8 +186,9 @@ class Firing:
         binding = delivery.binding
         if how is Delivered.FAILED and outcome is not None:
             log.warning("trigger %s: %s failed: %s", binding.id, binding.function_id, outcome.exception())
-        elif how is Delivered.DROPPED:
-            log.warning("trigger %s: an event for %s was dropped, too many wait", binding.id, binding.function_id)
+        elif how is Delivered.DROPPED and self._counts[how] % DROPS_PER_LINE == 1:
+            text = "trigger %s: an event for %s was dropped, too many wait (%d so far; one line for %d of them)"
+            log.warning(text, binding.id, binding.function_id, self._counts[how], DROPS_PER_LINE)
         if delivery.on_delivered is not None:
             delivery.on_delivered(how, outcome)
 

@@ -16,12 +16,7 @@ import trio
 from attrs import define, field, frozen
 
 from ..protocol.errors import ConfigError
-from ..protocol.limits import (
-    HANDSHAKE_S,
-    PEER_MESSAGE_DEFAULT,
-    PEERS,
-    PENDING_SOCKETS,
-)
+from ..protocol.limits import HANDSHAKE_S, LATE_WAKEUP_S, PEER_MESSAGE_DEFAULT, PEERS, PENDING_SOCKETS
 from ..transport import Connection, Framing, HandshakeError, Oversize, Refusal, Request, accept
 from .engine import Engine
 from .remote import RemotePeer
@@ -59,15 +54,17 @@ async def bind(host: str, port: int, what: str) -> list[trio.SocketListener]:
     try:
         for index, address in enumerate(hosts):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            sock = trio.socket.socket(family, socket.SOCK_STREAM)
+            sock: trio.socket.SocketType | None = None
             try:
+                sock = trio.socket.socket(family, socket.SOCK_STREAM)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 await sock.bind((address, port))
                 sock.listen(BACKLOG)
             except OSError as error:
-                sock.close()
+                if sock is not None:
+                    sock.close()
                 if index and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     continue  # a machine without IPv6
                 raise _bind_error(error, address, port, what) from None
@@ -97,10 +94,11 @@ class Listener:
     handshake_timeout_s: float = HANDSHAKE_S
     telemetry: Telemetry | None = None
     addresses: tuple[tuple[str, int], ...] = field(default=(), init=False)
-    _handshakes: int = field(default=0, init=False)
+    _handshakes: dict[trio.CancelScope, None] = field(factory=dict, init=False)
     _connections: dict[Connection, RemotePeer | None] = field(factory=dict, init=False)
     _telemetry_frames: int = field(default=0, init=False)
     _closing: bool = field(default=False, init=False)
+    _emptied: trio.Event | None = field(default=None, init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Bind, accept and serve until cancelled; `started()` once the port is open. Raises `ConfigError`."""
@@ -127,43 +125,50 @@ class Listener:
     async def wait_closed(self) -> None:
         """Return when no connection is left."""
         while self._connections:
-            self._emptied = trio.Event()
+            self._emptied = self._emptied or trio.Event()
             await self._emptied.wait()
-
-    _emptied: trio.Event | None = field(default=None, init=False)
 
     async def _sweep(self) -> None:
         while True:
-            await trio.sleep(SWEEP_S)
+            due = trio.current_time() + SWEEP_S
+            await trio.sleep_until(due)
             now = trio.current_time()
-            for connection in tuple(self._connections):
+            if now - due > LATE_WAKEUP_S:
+                continue  # we were the ones who did not listen: read first, judge the next time
+            for connection, peer in tuple(self._connections.items()):
                 connection.check_liveness(now)
+                if peer is not None and connection.closing:
+                    # its socket takes its time to close; what it has registered is nobody's any more
+                    self.core.release(peer)
 
     # -- one socket ---------------------------------------------------------------------------------------------------
 
     async def _accepted(self, stream: trio.SocketStream) -> None:
-        if self._closing or self._handshakes >= PENDING_SOCKETS:
+        if self._closing:
             await trio.aclose_forcefully(stream)
             return
-        self._handshakes += 1
-        try:
-            request, framing, rest = await accept(stream, deadline_s=self.handshake_timeout_s, route=_route)
-        except HandshakeError as error:
-            log.debug("handshake failed: %s", error)
-            await trio.aclose_forcefully(stream)
-            return
-        except BaseException:
-            await trio.aclose_forcefully(stream)
-            raise
-        finally:
-            self._handshakes -= 1
-        await self.serve(stream, request, framing, rest)
+        if len(self._handshakes) >= PENDING_SOCKETS:
+            # a worker needs a millisecond for its handshake: who has been at it the longest is none
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
+            oldest.cancel()
+        upgraded = None
+        with trio.CancelScope() as scope:
+            self._handshakes[scope] = None
+            try:
+                upgraded = await accept(stream, deadline_s=self.handshake_timeout_s, route=_route)
+            except HandshakeError as error:
+                log.debug("handshake failed: %s", error)
+            finally:
+                self._handshakes.pop(scope, None)
+        if upgraded is not None:
+            await self.serve(stream, *upgraded)
 
     async def serve(self, stream: trio.abc.Stream, request: Request, framing: Framing, rest: bytes = b"") -> None:
         """Serve one upgraded stream to its end; also how tests connect workers over memory streams."""
-        if len(self._connections) >= PEERS:
+        if self._closing or len(self._connections) >= PEERS:
             connection = Connection(stream, framing, name="refused")
-            connection.close(1013, "too many connections")
+            connection.close(*((1012, "the engine is stopping") if self._closing else (1013, "too many connections")))
             await connection.run(lambda _: None, rest=rest)
             return
         if request.path == "/otel":
@@ -203,10 +208,8 @@ class Listener:
             self.core.attach(peer)
             closed = await connection.run(peer.on_batch, rest=rest)
             log.debug("worker %s ended: %s", peer.label, closed)
-        except Exception as error:
-            # the one place where a bug in frame dispatch ends one connection instead of the engine; it was closed 1011
-            incident = uuid.uuid4().hex[:12]
-            log.error("connection of worker %s failed (incident %s)", peer.label, incident, exc_info=error)
+        except Exception as error:  # noqa: BLE001 - frame dispatch
+            _report(f"connection of worker {peer.label}", error)
         finally:
             self.core.release(peer)
             self._forget(connection)
@@ -224,6 +227,8 @@ class Listener:
         self._connections[connection] = None
         try:
             await connection.run(lambda _texts: None, rest=rest)
+        except Exception as error:  # noqa: BLE001 - frame dispatch
+            _report("telemetry connection", error)
         finally:
             self._forget(connection)
 
@@ -231,11 +236,12 @@ class Listener:
         del self._connections[connection]
         if not self._connections and self._emptied is not None:
             self._emptied.set()
+            self._emptied = None
 
     def statistics(self) -> ListenerStatistics:
         """A frozen picture of the port."""
         return ListenerStatistics(
-            handshakes=self._handshakes,
+            handshakes=len(self._handshakes),
             connections=len(self._connections),
             telemetry_frames=self._telemetry_frames,
         )
@@ -247,6 +253,12 @@ def _route(request: Request) -> Refusal | None:
     if request.path.startswith("/ws/channels/"):
         return Refusal(404, "Channel not found")
     return Refusal(404, "Not found: workers connect to /")
+
+
+def _report(what: str, error: Exception) -> None:
+    """A bug in frame dispatch has ended one connection instead of the engine; it was closed with 1011."""
+    incident = uuid.uuid4().hex[:12]
+    log.error("%s failed (incident %s)", what, incident, exc_info=error)
 
 
 def _address(stream: trio.abc.Stream) -> str:

@@ -129,14 +129,20 @@ class LocalPeer(Peer):
         baggage: str | None = None,
         settle: bool = False,
     ) -> Call | None:
-        """Call a function; `on_done` is called once with the outcome, possibly before this returns (then None).
+        """Call a function; `on_done` is called once with the outcome, possibly before this returns.
 
-        `timeout_s` of None takes the engine's default. With `settle` the outcome is held back until the executor's side
-        has ended too (its answer, or 5 s of grace after a timeout). Cancel with `cancel_call`, after which `on_done` is
-        not called.
+        None is returned for a call that was refused (no such function, for instance). `timeout_s` of None takes the
+        engine's default. With `settle` the outcome is held back until the executor's side has ended too (its answer, or
+        5 s of grace after a timeout). Cancel with `cancel_call`, after which `on_done` is not called; the same holds for
+        every call that is under way when this peer is released. A released peer calls nobody: its calls are refused.
         """
-        self.core.invocations.tick()
-        started = self.core.invocations.route(
+        invocations = self.core.invocations
+        if self.leaving:
+            gone = WireError(f"{self.name} has stopped", errors.INVOCATION_STOPPED)
+            invocations.flat(on_done, Outcome.failed(gone))
+            return None
+        invocations.tick()
+        started = invocations.route(
             self,
             function_id,
             data.or_null(),
@@ -150,7 +156,7 @@ class LocalPeer(Peer):
             internal=True,
         )
         if isinstance(started, Outcome):
-            on_done(started)
+            invocations.flat(on_done, started)
             return None
         return started
 
@@ -169,7 +175,12 @@ class LocalPeer(Peer):
         traceparent: str | None = None,
         baggage: str | None = None,
     ) -> Json:
-        """`call`, awaited: the result, or `WireError`. Cancelling the await cancels the call at its executor."""
+        """`call`, awaited: the result, or `WireError`.
+
+        Cancelled, it cancels the call at its executor. What has been answered is always returned: if this is cancelled,
+        either nothing was called or the answer had not come.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
         done = trio.Event()
         outcomes: list[Outcome] = []
 
@@ -187,12 +198,14 @@ class LocalPeer(Peer):
             traceparent=traceparent,
             baggage=baggage,
         )
-        try:
-            await done.wait()
-        except trio.Cancelled:
-            if call is not None:
-                self.cancel_call(call)
-            raise
+        if outcomes:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            try:
+                await done.wait()
+            finally:
+                if call is not None and not outcomes:
+                    self.cancel_call(call)
         if outcomes[0].ok:
             return outcomes[0].result
         raise outcomes[0].exception()
@@ -208,7 +221,9 @@ class LocalPeer(Peer):
                 call.fail(WireError(text, errors.WORKER_OVERLOADED))
                 return
             self.tasks += 1
-            self.nursery.start_soon(self._run, handler, call, data, name=f"call {call.function.id}")
+            # made here and not in the task: the call may be cancelled before its task runs for the first time
+            call.scope = scope = trio.CancelScope()
+            self.nursery.start_soon(self._run, handler, call, data, scope, name=f"call {call.function.id}")
             return
         try:
             answer = handler(call, data)
@@ -220,10 +235,9 @@ class LocalPeer(Peer):
             if isinstance(answer, Outcome):
                 call.finish(answer)
 
-    async def _run(self, handler: TaskHandler, call: Call, data: Json) -> None:
+    async def _run(self, handler: TaskHandler, call: Call, data: Json, scope: trio.CancelScope) -> None:
         try:
-            with trio.CancelScope() as scope:
-                call.scope = scope
+            with scope:
                 try:
                     call.succeed(await handler(call, data))
                 except WireError as error:
@@ -248,6 +262,10 @@ class LocalPeer(Peer):
     def deliver(self, call: Call, outcome: Outcome) -> None:
         """See `Caller.deliver`."""
         if call.on_done is not None:
+            self.core.invocations.flat(self._tell, call, outcome)
+
+    def _tell(self, call: Call, outcome: Outcome) -> None:
+        if call.on_done is not None:  # cancelled meanwhile
             call.on_done(outcome)
 
     def statistics(self) -> LocalStatistics:

@@ -46,7 +46,8 @@ class Peer:
     """What any peer owns; `Engine.release` gives all of it back, once, in one synchronous step.
 
     `id` is the worker id. `caller_pair` is what is spliced into the payloads of its calls. `session` of None means a
-    trusted peer. `cap` is the largest message (bytes) it takes; `injects` says whether its id goes into the payloads of its calls.
+    trusted peer. `cap` is the largest message (bytes) it takes; `injects` says whether its id goes into the payloads of
+    its calls. `live` counts the calls it made that have not ended, whether or not it waits for them.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Peer:
     hops: int = 0
     injects: bool = False
     leaving: bool = False
+    live: int = 0
     calls: "dict[str, Call]" = field(factory=dict)
     running: "dict[str, Call]" = field(factory=dict)
     functions: "dict[tuple[str, str], FunctionEntry]" = field(factory=dict)

@@ -6,9 +6,9 @@ Each function is one synchronous step: validate, change, then tell. Refusals go 
 import logging
 from typing import TYPE_CHECKING, Final
 
-from ..protocol import errors
+from ..protocol import codec, errors
 from ..protocol.errors import TriggerRejected, WireError
-from ..protocol.limits import BINDINGS_PER_PEER, FUNCTIONS_PER_PEER
+from ..protocol.limits import BINDINGS_PER_PEER, FUNCTIONS_PER_PEER, TYPES_PER_PEER
 from ..protocol.messages import (
     ErrorBody,
     RegisterFunction,
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 RESERVED: Final = "engine::"
 REPLACEABLE: Final = "engine::queue::"
+UNBIND_EXTRA: Final = len("un")
 
 
 def register_function(peer: "RemotePeer", message: RegisterFunction) -> None:
@@ -113,6 +114,10 @@ def register_trigger(peer: "RemotePeer", message: RegisterTrigger) -> None:
         refuse(errors.TRIGGER_REGISTRATION_FAILED, f"more than {BINDINGS_PER_PEER} triggers on one connection")
         return
     namespace = message.namespace or DEFAULT_NAMESPACE
+    held = peer.core.triggers.get(message.id)
+    if peer.session is not None and held is not None and held.owner is not peer:
+        refuse(errors.FORBIDDEN, f"trigger '{message.id}' belongs to somebody else")
+        return
     if peer.session is not None:
         entry = peer.core.functions.get(namespace, message.function_id)
         if peer.core.access.check(peer.session, namespace, message.function_id, entry) is not None:
@@ -149,12 +154,15 @@ def register_trigger_type(peer: "RemotePeer", message: RegisterTriggerType) -> N
     if not namespace.strip():
         peer.complain(WireError(errors.blank_namespace_text(), errors.INVALID_NAMESPACE))
         return
+    if len(peer.types) >= TYPES_PER_PEER and all((t.namespace, t.id) != (namespace, message.id) for t in peer.types):
+        peer.complain(WireError(f"more than {TYPES_PER_PEER} trigger types on one connection", errors.FORBIDDEN))
+        return
     peer.core.triggers.provide(
         TypeClaim(
             id=message.id,
             namespace=namespace,
             owner=peer,
-            provider=WorkerProvider(peer, message.id),
+            provider=WorkerProvider(peer, message.id, namespace),
             description=message.description,
             config_format=message.trigger_request_format,
             call_format=message.call_request_format,
@@ -165,24 +173,27 @@ def register_trigger_type(peer: "RemotePeer", message: RegisterTriggerType) -> N
 class WorkerProvider:
     """A trigger type behind a socket: bindings go out as frames, refusals come back as frames (spec/protocol.md §9.4)."""
 
-    def __init__(self, peer: "RemotePeer", type_id: str) -> None:
+    def __init__(self, peer: "RemotePeer", type_id: str, namespace: str) -> None:
         self.peer = peer
         self.type_id = type_id
+        self.namespace = namespace
 
     def bind(self, binding: Binding) -> None:
         """Send `registertrigger`; the binding is live at once, its provider's answer is not awaited."""
-        sent = self.peer.send(
-            RegisterTrigger(
-                id=binding.id,
-                trigger_type=self._name(binding),
-                function_id=binding.function_id,
-                config=binding.config.or_null(),
-                metadata=binding.metadata,
-                namespace=None if binding.namespace == DEFAULT_NAMESPACE else binding.namespace,
-                trigger_namespace=None if self.peer.namespace == DEFAULT_NAMESPACE else self.peer.namespace,
-            )
+        frame = RegisterTrigger(
+            id=binding.id,
+            trigger_type=self._name(binding),
+            function_id=binding.function_id,
+            config=binding.config.or_null(),
+            metadata=binding.metadata,
+            namespace=None if binding.namespace == DEFAULT_NAMESPACE else binding.namespace,
+            trigger_namespace=None if self.namespace == DEFAULT_NAMESPACE else self.namespace,
         )
-        if not sent:
+        size = len(codec.encode_message(frame)) + UNBIND_EXTRA
+        if size > self.peer.cap:
+            # it would end the provider's connection, and again whenever the provider is back
+            raise TriggerRejected(errors.too_large_text(size, self.peer.cap))
+        if not self.peer.send(frame):
             raise TriggerRejected(f"the provider of '{self.type_id}' is leaving or does not read its socket")
 
     def replace(self, old: Binding, new: Binding) -> None:

@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 from ..protocol import NULL, Json, codec, errors, trace
 from ..protocol.codec import Envelope
 from ..protocol.errors import ProtocolError, WireError
-from ..protocol.limits import PROBE_S
+from ..protocol.limits import DEADLINE_S, ENQUEUES_PER_PEER, PROBE_S
 from ..protocol.messages import (
     CancelInvocation,
     Error,
@@ -48,11 +48,15 @@ log = logging.getLogger(__name__)
 CANCEL_FEATURE: Final = "cancel.v1"
 TELEMETRY: Final = (b"OTLP", b"MTRC", b"LOGS")
 ENQUEUE: Final = "engine::queue::enqueue"
+DEADLINE_MS: Final = round(DEADLINE_S * 1000)
 
 
 @define(eq=False)
 class Probe:
-    """A question to a connection: is anybody there? Every inbound byte answers it, and so does the deadline."""
+    """A question to a connection: is anybody there? Every inbound frame answers it.
+
+    At the deadline bytes of an unfinished frame do, too.
+    """
 
     since: float
     timer: Timer
@@ -87,6 +91,7 @@ class RemotePeer(Peer):
     lease: tuple[str, str] | None = None
     announced: bool = False
     telemetry_frames: int = 0
+    enqueues: int = 0
     intake: Intake = field(init=False)
     _grace: Timer | None = field(default=None, init=False)
     _probe: Probe | None = field(default=None, init=False)
@@ -130,6 +135,12 @@ class RemotePeer(Peer):
         """A binary message: telemetry, or a protocol message in binary dress (spec/protocol.md §1)."""
         if frame[:4] in TELEMETRY:
             self.telemetry_frames += 1
+            return
+        try:
+            frame.decode()
+        except UnicodeDecodeError as error:
+            # what is forwarded goes out as text, and text that is no UTF-8 would cost its receiver the connection
+            self._bad_frame(frame, f"a binary message that is neither telemetry nor UTF-8: {error.reason}")
         else:
             self.on_batch([frame])
 
@@ -150,7 +161,7 @@ class RemotePeer(Peer):
             call = self._running(invocation_id)
             if call is not None:
                 call.fail(error)
-        else:
+        elif not self.leaving:
             self.reply(invocation_id, function_id, Outcome.failed(error))
 
     def _on_other(self, kind: str, frame: bytes) -> None:
@@ -191,7 +202,8 @@ class RemotePeer(Peer):
             self._bad_frame(frame, "an invokefunction needs a function_id")
             return
         if self.intake.holds_call(function_id):
-            self.intake.park(lambda: self._invoke(envelope, function_id, frame), len(frame))
+            call_id = codec.canonical_id(envelope.invocation_id or "")
+            self.intake.park(lambda: self._invoke(envelope, function_id, frame), len(frame), call_id=call_id)
             return
         self._invoke(envelope, function_id, frame)
 
@@ -223,15 +235,15 @@ class RemotePeer(Peer):
                 self._bad_frame(frame, f"unknown action {action.type!r}; the engine knows void and enqueue")
                 return
             void = action is not None
-        deadline_ms = envelope.deadline_ms
+        deadline_ms, metadata = envelope.deadline_ms, envelope.metadata
         started = self.core.invocations.route(
             self,
             function_id,
             Json(bytes(envelope.data)),
             namespace=namespace,
             reply_id=None if void else reply_id,
-            timeout_s=None if deadline_ms is None else deadline_ms / 1000,
-            metadata=bytes(envelope.metadata),
+            timeout_s=None if deadline_ms is None else max(0, min(deadline_ms, DEADLINE_MS)) / 1000,
+            metadata=bytes(metadata) if metadata else b"",
             traceparent=envelope.traceparent,
             baggage=envelope.baggage,
         )
@@ -245,7 +257,8 @@ class RemotePeer(Peer):
             self.reply(reply_id, function_id, outcome, envelope.traceparent, envelope.baggage)
             return
         error = outcome.exception()
-        log.warning("worker %s: call of %s without a reply failed: %s", self.label, function_id, error)
+        shown = errors.shorten(str(error))
+        log.warning("worker %s: call of %s without a reply failed: %s", self.label, function_id[:200], shown)
         if error.code == errors.FORBIDDEN:
             self.reply(str(uuid.uuid4()), function_id, outcome, envelope.traceparent, envelope.baggage)
         else:
@@ -262,6 +275,10 @@ class RemotePeer(Peer):
             if refusal is not None:
                 self._refuse(reply_id, function_id, Outcome.failed(refusal), envelope)
                 return
+        if self.enqueues >= ENQUEUES_PER_PEER:
+            text = f"{ENQUEUES_PER_PEER} enqueues of this connection wait for their receipts; let some finish first"
+            self._refuse(reply_id, function_id, Outcome.failed(WireError(text, errors.TOO_MANY_CALLS)), envelope)
+            return
         receipt = str(uuid.uuid4())
         traceparent, baggage = envelope.traceparent or None, envelope.baggage or None
         request = {
@@ -276,6 +293,7 @@ class RemotePeer(Peer):
         data = codec.encode_value(request)[:-1] + b',"data":' + bytes(envelope.data) + b"}"
 
         def done(outcome: Outcome) -> None:
+            self.enqueues -= 1
             if outcome.ok:
                 result = Outcome(Json(b'{"messageReceiptId":"%s"}' % receipt.encode()))
             else:
@@ -283,9 +301,12 @@ class RemotePeer(Peer):
             if reply_id is not None:
                 self.reply(reply_id, function_id, result, traceparent, baggage)
             elif not outcome.ok:
-                log.warning("worker %s: enqueue of %s failed: %s", self.label, function_id, result.exception())
-                self.complain(result.exception())
+                error = result.exception()
+                shown = errors.shorten(str(error))
+                log.warning("worker %s: enqueue of %s failed: %s", self.label, function_id[:200], shown)
+                self.complain(error)
 
+        self.enqueues += 1
         self.core.local.call(ENQUEUE, Json(data), done, traceparent=traceparent, baggage=baggage)
 
     def _on_result(self, envelope: Envelope, frame: bytes) -> None:
@@ -297,7 +318,7 @@ class RemotePeer(Peer):
             self.core.counters.late_results += 1
             return
         error = codec.read_error(bytes(envelope.error)) if envelope.error else b""
-        call.finish(Outcome(Json(bytes(envelope.result)), error))
+        self.core.invocations.finish(call, Outcome(Json(bytes(envelope.result)), error))
 
     def _running(self, invocation_id: str) -> Call | None:
         """A call this connection runs: nobody else can answer it."""
@@ -312,6 +333,7 @@ class RemotePeer(Peer):
         if not frame.strip():
             return
         self.core.counters.bad_frames += 1
+        detail = errors.shorten(detail)
         kind, invocation_id, function_id = codec.salvage(frame)
         label = kind or "unknown"
         if label not in self._bad_kinds and len(self._bad_kinds) < 100:
@@ -334,14 +356,15 @@ class RemotePeer(Peer):
 
     def complain(self, error: WireError) -> None:
         """Tell it what was wrong with something that has no answer of its own; every SDK ignores or logs this frame."""
-        self.send(Error(error=ErrorBody(code=error.code, message=error.message)))
+        self.send(Error(error=ErrorBody(code=error.code, message=errors.shorten(error.message))))
 
     def _push(self, frame: bytes) -> bool:
         if self.leaving:
             return False
         if self.connection.push(frame):
             return True
-        self.retire(1013, "the outbox is full: this worker does not read its socket")
+        # flat: giving its footprint back answers others, whose outboxes may be full as well
+        self.core.invocations.flat(self.retire, 1013, "the outbox is full: this worker does not read its socket")
         return False
 
     def reply(
@@ -353,26 +376,29 @@ class RemotePeer(Peer):
         baggage: str | None = None,
     ) -> None:
         """Send an `invocationresult` for a call of this peer."""
-        body = self._body(outcome)
-        if traceparent:
-            body += b',"traceparent":' + codec.encode_value(traceparent)
-        if baggage:
-            body += b',"baggage":' + codec.encode_value(baggage)
-        self._push(
-            b'{"type":"invocationresult","invocation_id":%s,"function_id":%s%s}'
-            % (codec.encode_value(reply_id), codec.encode_value(function_id), body)
+        head = b'{"type":"invocationresult","invocation_id":%s,"function_id":%s' % (
+            codec.encode_value(reply_id),
+            codec.encode_value(function_id),
         )
+        self._answer(head, outcome, traceparent, baggage)
 
-    def _body(self, outcome: Outcome) -> bytes:
+    def _answer(self, head: bytes, outcome: Outcome, traceparent: str | None, baggage: str | None) -> None:
+        """The rest of an `invocationresult`. What this peer cannot take becomes an error, for its call alone."""
+        tail = b"}"
+        if traceparent:
+            tail = b',"traceparent":' + codec.encode_value(traceparent) + tail
+        if baggage:
+            tail = b',"baggage":' + codec.encode_value(baggage) + tail
         if outcome.error:
-            return b',"error":' + outcome.error
-        result = outcome.result.raw
-        if not result:
-            return b""
-        if len(result) > self.cap:
-            error = WireError(errors.too_large_text(len(result), self.cap), errors.PAYLOAD_TOO_LARGE)
-            return b',"error":' + codec.encode_error(error)
-        return b',"result":' + result
+            frame = b"".join((head, b',"error":', outcome.error, tail))
+        elif outcome.result.raw:
+            frame = b"".join((head, b',"result":', outcome.result.raw, tail))
+        else:
+            frame = head + tail
+        if len(frame) > self.cap:
+            error = WireError(errors.too_large_text(len(frame), self.cap), errors.PAYLOAD_TOO_LARGE)
+            frame = b"".join((head, b',"error":', codec.encode_error(error), b"}"))
+        self._push(frame)
 
     # -- Executor and Caller ------------------------------------------------------------------------------------------
 
@@ -418,20 +444,8 @@ class RemotePeer(Peer):
     def deliver(self, call: Call, outcome: Outcome) -> None:
         """See `Caller.deliver`."""
         assert call.reply_id is not None
-        if call.traceparent or call.baggage:
-            self.reply(call.reply_id, call.function.id, outcome, call.traceparent, call.baggage)
-            return
-        self._push(
-            b"".join(
-                (
-                    b'{"type":"invocationresult","invocation_id":"',
-                    call.reply_id.encode(),
-                    call.function.echo,
-                    self._body(outcome),
-                    b"}",
-                )
-            )
-        )
+        head = b"".join((b'{"type":"invocationresult","invocation_id":"', call.reply_id.encode(), call.function.echo))
+        self._answer(head, outcome, call.traceparent, call.baggage)
 
     def binding_refused(self, binding: Binding, error: WireError) -> None:
         """A provider that came later refused one of this worker's bindings."""
@@ -465,19 +479,36 @@ class RemotePeer(Peer):
         if not self.namespace_fixed:
             self.namespace = namespace
             self.namespace_fixed = True
+        self.stop_grace()
+        # calls that waited are made now, which may be in a timer and long after the batch they came in
+        self.core.invocations.tick()
+        self.intake.open()
+
+    def stop_grace(self) -> None:
+        """It has named its namespace; what is still to be decided is whether it gets the name it wants."""
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
-        self.intake.open()
 
     def probe(self, answered: Callable[[bool], None]) -> None:
-        """Ask whether anybody is there: `answered(True)` at the next inbound byte, `answered(False)` after 5 s."""
+        """Ask whether anybody is there: `answered(True)` at the next inbound frame, `answered(False)` after 5 s.
+
+        A connection that is ending already is gone: it gives its footprint back, and the answer is no.
+        """
+        if self.connection.closing:
+            self.core.release(self)
+            answered(False)
+            return
         if self._probe is None:
-            now = self.core.clock.now()
-            timer = self.core.deadlines.at(now + PROBE_S, lambda: self._answer_probe(alive=False))
-            self._probe = Probe(now, timer, [])
+            since = self.core.clock.now()
+            timer = self.core.deadlines.at(since + PROBE_S, self._probe_over)
+            self._probe = Probe(since, timer, [])
             self.connection.ping()
         self._probe.asked_by.append(answered)
+
+    def _probe_over(self) -> None:
+        probe = self._probe
+        self._answer_probe(alive=probe is not None and self.connection.last_heard > probe.since)
 
     def _answer_probe(self, *, alive: bool) -> None:
         probe, self._probe = self._probe, None
@@ -494,9 +525,7 @@ class RemotePeer(Peer):
     def released(self) -> None:
         """The footprint has been given back; called by `Engine.release` only."""
         self.intake.discard()
-        if self._grace is not None:
-            self._grace.cancel()
-            self._grace = None
+        self.stop_grace()
         self._answer_probe(alive=False)
 
     def statistics(self) -> RemoteStatistics:
@@ -520,14 +549,21 @@ class RemotePeer(Peer):
         self.send(Pong())
 
     def _on_cancel(self, message: CancelInvocation) -> None:
-        call = self.calls.get(codec.canonical_id(message.invocation_id) or "")
+        call_id = codec.canonical_id(message.invocation_id) or ""
+        call = self.calls.get(call_id)
         if call is not None:
             self.core.invocations.cancel(call, "caller_cancelled")
+        else:
+            self.intake.withdraw(call_id)
 
     def _on_trigger_result(self, message: TriggerRegistrationResult) -> None:
-        binding = self.core.triggers.answered(self, message.id, message.error)
-        if binding is not None and message.error is not None and isinstance(binding.owner, RemotePeer):
-            binding.owner.send(registrations.refused_result(binding, message.error.code, message.error.message))
+        error = message.error
+        if error is None:
+            return
+        code, text = errors.shorten(error.code, 200), errors.shorten(error.message)
+        binding = self.core.triggers.answered(self, message.id, ErrorBody(code=code, message=text))
+        if binding is not None and isinstance(binding.owner, RemotePeer):
+            binding.owner.send(registrations.refused_result(binding, code, text))
 
 
 def _enqueue_error(error: WireError) -> WireError:

@@ -138,6 +138,8 @@ class Triggers:
 
     _types: dict[tuple[str, str], list[TypeClaim]] = field(factory=dict)
     _bindings: dict[str, Binding] = field(factory=dict)
+    # the same bindings under every name of their type: what a provider that comes or goes has to look at
+    _by_type: dict[str, dict[str, Binding]] = field(factory=dict)
 
     # -- queries ------------------------------------------------------------------------------------------------------
 
@@ -161,15 +163,21 @@ class Triggers:
         for space in spaces:
             # a worker may provide a type under an alias's own name; the alias applies only when nobody does
             for type_id in (binding.trigger_type, binding.type_id):
-                claims = self._types.get((space, type_id))
-                if claims:
-                    return claims[-1]
+                for claim in reversed(self._types.get((space, type_id), ())):
+                    if not claim.owner.leaving:
+                        return claim
         return None
 
     # -- bindings -----------------------------------------------------------------------------------------------------
 
     def register(self, binding: Binding) -> None:
-        """Put a binding in, or in the place of the one with its id. Raises `TriggerRejected`; the old one stays then."""
+        """Put a binding in, or in the place of the one with its id. Raises `TriggerRejected`; the old one stays then.
+
+        Telling a provider can end its connection, and with it the owner's if they are one: both are looked at again.
+        """
+        owner = binding.owner
+        if owner is not None and owner.leaving:
+            return
         old = self._bindings.get(binding.id)
         claim = self.resolve(binding)
         if claim is None:
@@ -178,16 +186,27 @@ class Triggers:
             self._insert(binding)
             self._park(binding, self._why_parked(binding))
             return
-        if old is not None and old.state is BindingState.LIVE and old.claim is claim:
-            claim.provider.replace(old, binding)
-            old.move(BindingState.GONE)
-            self._disown(old)
-        else:
-            claim.provider.bind(binding)
-            if old is not None:
+        replaces = old is not None and old.state is BindingState.LIVE and old.claim is claim
+        try:
+            if old is not None and replaces:
+                claim.provider.replace(old, binding)
+            else:
+                claim.provider.bind(binding)
+        except TriggerRejected:
+            if not claim.owner.leaving:
+                raise
+            self.register(binding)  # the provider was lost when it was told: this is for the next one
+            return
+        if old is not None:
+            if replaces:
+                old.move(BindingState.GONE)
+                self._take_out(old)
+            else:
                 self._drop(old, Reason.UNREGISTERED)
         self._insert(binding)
         binding.move(BindingState.LIVE, claim)
+        if owner is not None and owner.leaving:
+            self._drop(binding, Reason.OWNER_LEFT)
 
     def unregister(self, binding_id: str) -> Binding | None:
         """Take a binding out, whatever its state; returns it, or None when there is none of that id."""
@@ -223,8 +242,8 @@ class Triggers:
             other.owner.types.remove(other)
         claims.append(claim)
         claim.owner.types.append(claim)
-        for binding in self:
-            if self.resolve(binding) is not claim:
+        for binding in self._of_type(claim.id):
+            if binding.state is BindingState.GONE or self.resolve(binding) is not claim:
                 continue
             if binding.state is BindingState.LIVE and binding.claim is not None:
                 if binding.claim is not previous or previous not in same_owner:
@@ -242,14 +261,10 @@ class Triggers:
         claim.owner.types.remove(claim)
         if not claims:
             del self._types[key]
-        for binding in self:
+        for binding in self._of_type(claim.id):
             if binding.claim is claim:
                 claim.provider.unbind(binding, Reason.PROVIDER_LEFT)
-                successor = self.resolve(binding)
-                if successor is None:
-                    self._park(binding, self._why_parked(binding))
-                else:
-                    self._activate(binding, successor)
+                self._move_on(binding)
 
     def withdraw_type(self, owner: Peer, namespace: str, type_id: str) -> bool:
         """`withdraw` by name; False when `owner` does not provide it."""
@@ -270,19 +285,28 @@ class Triggers:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
+    def _of_type(self, type_id: str) -> tuple[Binding, ...]:
+        return tuple(self._by_type.get(type_id, {}).values())
+
     def _insert(self, binding: Binding) -> None:
         self._bindings[binding.id] = binding
+        for type_id in {binding.trigger_type, binding.type_id}:
+            self._by_type.setdefault(type_id, {})[binding.id] = binding
         if binding.owner is not None:
             binding.owner.bindings[binding.id] = binding
 
-    def _disown(self, binding: Binding) -> None:
+    def _take_out(self, binding: Binding) -> None:
+        if self._bindings.get(binding.id) is binding:
+            del self._bindings[binding.id]
+            for type_id in {binding.trigger_type, binding.type_id}:
+                del self._by_type[type_id][binding.id]
+                if not self._by_type[type_id]:
+                    del self._by_type[type_id]
         if binding.owner is not None and binding.owner.bindings.get(binding.id) is binding:
             del binding.owner.bindings[binding.id]
 
     def _drop(self, binding: Binding, reason: Reason) -> None:
-        if self._bindings.get(binding.id) is binding:
-            del self._bindings[binding.id]
-        self._disown(binding)
+        self._take_out(binding)
         claim = binding.claim
         if binding.state is BindingState.LIVE and claim is not None:
             claim.provider.unbind(binding, reason)
@@ -292,12 +316,28 @@ class Triggers:
         try:
             claim.provider.bind(binding)
         except TriggerRejected as error:
+            if binding.state is BindingState.GONE:
+                return
+            if claim.owner.leaving:
+                self._move_on(binding)
+                return
             log.warning("trigger %s (%s -> %s): %s", binding.id, binding.type_id, binding.function_id, error.message)
             binding.move(BindingState.REFUSED, None, error.message)
             if binding.owner is not None:
                 binding.owner.binding_refused(binding, error)
         else:
+            if binding.state is BindingState.GONE:  # its owner was lost while the provider was told
+                claim.provider.unbind(binding, Reason.OWNER_LEFT)
+                return
             binding.move(BindingState.LIVE, claim)
+
+    def _move_on(self, binding: Binding) -> None:
+        """Its provider is gone: to who provides the type now, or into the waiting room."""
+        successor = self.resolve(binding)
+        if successor is None:
+            self._park(binding, self._why_parked(binding))
+        else:
+            self._activate(binding, successor)
 
     def _park(self, binding: Binding, why: str) -> None:
         binding.move(BindingState.PARKED, None, why)

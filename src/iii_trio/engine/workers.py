@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from ..protocol import Json, errors
 from ..protocol.codec import canonical_id, read_worker
@@ -122,12 +122,13 @@ class Workers:
             raise WireError(text, errors.INVALID_NAMESPACE)
         declared = info.namespace or DEFAULT_NAMESPACE
         namespace = peer.namespace if peer.namespace_fixed else declared
-        if namespace != declared:
+        if info.namespace is not None and namespace != declared:
             log.warning("worker %s declared namespace %r too late; it stays in %r", peer.label, declared, namespace)
         name = clean_name(info.name)
         if name is None:
-            self._admit(peer, info, None, namespace)
+            self._admit(peer, info, namespace)
             return SUCCESS
+        peer.stop_grace()
         self._claim(peer, info, (namespace, name), call.finish)
         return LATER
 
@@ -136,6 +137,7 @@ class Workers:
     ) -> None:
         """Take the lease, or find out whether its holder lives. May be called again after a probe."""
         if peer.leaving:
+            finish(NO_SUCCESS)
             return
         holder = self._names.get(key)
         if holder is None or holder is peer:
@@ -143,14 +145,13 @@ class Workers:
                 del self._names[peer.lease]
             self._names[key] = peer
             peer.lease = key
-            self._admit(peer, info, key[1], key[0])
+            peer.name = key[1]
+            self._admit(peer, info, key[0])
             finish(SUCCESS)
             return
 
         def answered(alive: bool) -> None:
-            if peer.leaving:
-                return
-            if self._names.get(key) is not holder:
+            if peer.leaving or self._names.get(key) is not holder:
                 self._claim(peer, info, key, finish)
             elif alive:
                 log.warning("worker name %r in %r is taken by %s; %s is refused", key[1], key[0], holder.id, peer.id)
@@ -170,9 +171,14 @@ class Workers:
 
         holder.probe(answered)
 
-    def _admit(self, peer: "RemotePeer", info: RegisterWorker, name: str | None, namespace: str) -> None:
+    def _admit(self, peer: "RemotePeer", info: RegisterWorker, namespace: str) -> None:
+        """Store what a worker says of itself; what it leaves out the next time stays (spec/protocol.md §4.1.6)."""
+        known = peer.info
+        if known is not None:
+            kept = ("name", "description", "os", "pid", "isolation", "namespace")
+            info = evolve(info, **{key: getattr(known, key) for key in kept if getattr(info, key) is None})
+            info = info if info.features else evolve(info, features=known.features)
         peer.info = info
-        peer.name = name
         peer.description = clean_name(info.description)
         peer.features = frozenset(info.features)
         peer.cap = message_cap(info)

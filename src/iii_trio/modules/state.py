@@ -17,9 +17,10 @@ from ..config import Live, StateSettings
 from ..engine import LATER, Binding, Call, Engine, Firing, Later, open_local
 from ..engine.firing import FiringStatistics
 from ..protocol import ABSENT, NULL, Json, JsonError
-from ..protocol.codec import deeper_than, encode_value
+from ..protocol.codec import encode_value
 from ..protocol.errors import StoreError, WireError
 from ..protocol.limits import MAX_DEPTH
+from ..protocol.scan import deeper_than
 from ..stores import (
     MISSING,
     Change,

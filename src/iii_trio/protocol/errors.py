@@ -70,6 +70,11 @@ class TriggerRejected(WireError):
     default_code = TRIGGER_REGISTRATION_FAILED
 
 
+def shorten(text: str, chars: int = 1_000) -> str:
+    """`text` for a log line or an error message: what a peer made up, it also made the length of."""
+    return text if len(text) <= chars else f"{text[:chars]}… ({len(text)} characters)"
+
+
 def bad_input(function_id: str, detail: str) -> InvalidInput:
     """The error of a built-in whose input does not fit; `detail` says which key and why."""
     return InvalidInput(f"Failed to deserialize input for {function_id}: {detail}")

@@ -8,7 +8,6 @@ inside calls `decode()` and gets a fresh object each time, so that no two holder
 from typing import Any, Final
 
 import msgspec
-from attrs import frozen
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -18,11 +17,11 @@ class JsonError(ValueError):
     """The text is not JSON, or nested deeper than we pass on."""
 
 
-@frozen(eq=True, hash=True)
-class Json:
+class Json(msgspec.Struct, frozen=True, gc=False):
     """One immutable JSON value as text, or `ABSENT`.
 
-    `raw` is the UTF-8 text, empty only for `ABSENT`. Two values are equal when their texts are.
+    `raw` is the UTF-8 text, empty only for `ABSENT`. Two values are equal when their texts are. (A struct, not an
+    attrs class: two are made for every routed call, at a fifth of the cost.)
     """
 
     raw: bytes

@@ -34,7 +34,9 @@ PEER_MESSAGE_LARGE: Final = 64 * MIB
 PARKED_FRAMES: Final = 1_000
 PARKED_BYTES: Final = 16 * MIB
 CALLS_PER_PEER: Final = 100_000
+ENQUEUES_PER_PEER: Final = 10_000
 FUNCTIONS_PER_PEER: Final = 100_000
+TYPES_PER_PEER: Final = 1_000
 BINDINGS_PER_PEER: Final = 100_000
 PENDING_SOCKETS: Final = 1_024
 PEERS: Final = 10_000
@@ -63,6 +65,7 @@ CONDITION_S: Final = 30.0
 PROVIDER_ACK_S: Final = 10.0
 NAMESPACE_GRACE_S: Final = 5.0
 INVOCATION_S: Final = 3600.0
+DEADLINE_S: Final = 366 * 86_400.0
 DELIVERY_S: Final = 1800.0
 SHUTDOWN_GRACE_S: Final = 5.0
 LATE_WAKEUP_S: Final = 1.0
@@ -98,12 +101,14 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit("PEER_MESSAGE_LARGE", PEER_MESSAGE_LARGE, "bytes", "`payload_too_large`", "`large-messages.v1`"),
     Limit("PARKED_FRAMES", PARKED_FRAMES, "frames", "the socket is not read", "registrations before a namespace"),
     Limit("PARKED_BYTES", PARKED_BYTES, "bytes", "the socket is not read", "registrations before a namespace"),
-    Limit("CALLS_PER_PEER", CALLS_PER_PEER, "calls", "`too_many_calls`", "one caller cannot fill the tables"),
-    Limit("FUNCTIONS_PER_PEER", FUNCTIONS_PER_PEER, "functions", "refused, logged once", "one worker's footprint"),
+    Limit("CALLS_PER_PEER", CALLS_PER_PEER, "calls", "`too_many_calls`", "waited for or not, none may fill the tables"),
+    Limit("ENQUEUES_PER_PEER", ENQUEUES_PER_PEER, "enqueues", "`too_many_calls`", "they wait for one store together"),
+    Limit("FUNCTIONS_PER_PEER", FUNCTIONS_PER_PEER, "functions", "refused with an error", "one worker's footprint"),
+    Limit("TYPES_PER_PEER", TYPES_PER_PEER, "trigger types", "refused with an error", "one worker's footprint"),
     Limit(
         "BINDINGS_PER_PEER", BINDINGS_PER_PEER, "bindings", "`trigger_registration_failed`", "one worker's footprint"
     ),
-    Limit("PENDING_SOCKETS", PENDING_SOCKETS, "sockets", "closed at accept", "handshakes that never finish"),
+    Limit("PENDING_SOCKETS", PENDING_SOCKETS, "sockets", "the oldest is closed", "handshakes that never finish"),
     Limit("PEERS", PEERS, "connections", "closed 1013 after the handshake", "file descriptors"),
     Limit("FIRING_RUNNING", FIRING_RUNNING, "deliveries", "wait in their lane", "handlers at work per provider"),
     Limit("FIRING_WAITING", FIRING_WAITING, "deliveries", "dropped and counted", "events faster than handlers"),
@@ -125,6 +130,7 @@ TABLE: Final[tuple[Limit, ...]] = (
         "NAMESPACE_GRACE_S", NAMESPACE_GRACE_S, "s", "`default`", "SDKs name it last", "registration_namespace_grace_ms"
     ),
     Limit("INVOCATION_S", INVOCATION_S, "s", "`TIMEOUT`", "every call ends", "default_invocation_timeout_ms"),
+    Limit("DEADLINE_S", DEADLINE_S, "s", "taken as this", "a caller's own `deadline_ms`"),
     Limit("DELIVERY_S", DELIVERY_S, "s", "`TIMEOUT`, a failed attempt", "a handler that hangs", "queue.timeout_ms"),
     Limit("SHUTDOWN_GRACE_S", SHUTDOWN_GRACE_S, "s", "cancelled", "running handlers finish", "shutdown_grace_ms"),
 )

@@ -135,7 +135,7 @@ class Client:
     async def send(
         self, function_id: str, payload: Any = None, *, namespace: str | None = None, metadata: Any = None
     ) -> None:
-        """Call a function without waiting for it: returns when the frame is on its way, at the latest after a reconnect.
+        """Call a function without waiting for it: returns when the frame is on its way, which may take a reconnect.
 
         Nothing tells whether the function ran. Cancelled, the frame was not sent. Raises `PayloadTooLarge`,
         `NotConnected`, and `TypeError` for a payload that is not JSON.

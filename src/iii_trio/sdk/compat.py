@@ -1,4 +1,4 @@
-"""`III` and its companions: the calls of other iii SDKs' documents, for programs that are not Trio's (spec/sdk.md §12.2).
+"""`III` and its companions: the calls of other SDKs' documents, for programs that are not Trio's (spec/sdk.md §12.2).
 
     iii = III("ws://localhost:49134", worker_name="embedding")
 

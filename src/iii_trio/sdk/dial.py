@@ -78,8 +78,15 @@ async def dial(
     except trio.TooSlowError:
         raise DialError(f"{address.url} did not answer within {HANDSHAKE_S:g} s") from None
     except (OSError, trio.BrokenResourceError, HandshakeError) as error:
-        raise DialError(f"cannot connect to {address.url}: {error}") from error
+        raise DialError(f"cannot connect to {address.url}: {_why(error)}") from error
     return stream, framing, rest
+
+
+def _why(error: BaseException) -> str:
+    """The innermost cause: what TLS objected to, what the first address tried answered."""
+    while (cause := error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__) is not None:
+        error = cause
+    return str(error) or type(error).__name__
 
 
 async def _open(address: Address, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:

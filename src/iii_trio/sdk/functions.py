@@ -135,7 +135,7 @@ class Function:
         )
 
     def arguments(self, invocation: Invocation, payload: Any) -> tuple[list[Any], dict[str, Any]]:
-        """Positional and keyword arguments for a call with the decoded `payload`. Raises `Mismatch` if it does not fit."""
+        """Arguments for a call with the decoded `payload`, by position and by name. Raises `Mismatch`."""
         positional = [structure(payload, self._hint, self.converter)] if self.signature.payload else []
         keywords: dict[str, Any] = {}
         for name in self.signature.wants:

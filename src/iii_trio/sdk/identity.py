@@ -26,7 +26,7 @@ def default_name() -> str:
 
 
 def namespace_of(option: str | None) -> str | None:
-    """The namespace an option or else `III_NAMESPACE` names; None is the engine's default. Raises `ValueError` if blank."""
+    """What an option or else `III_NAMESPACE` names; None is the engine's default. Raises `ValueError` if blank."""
     if option is None:
         return os.environ.get("III_NAMESPACE", "").strip() or None
     if not option.strip():

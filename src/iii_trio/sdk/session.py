@@ -96,8 +96,8 @@ class Barrier:
 class Session:
     """One connection; it runs once.
 
-    `greeting` is what `engine::workers::register` is told. `client` is what handlers find in their invocation.
-    `confirmed` passes when the engine has read the registrations; `rejected` holds the error when it refused this worker for good.
+    `client` is what handlers find in their invocation. `confirmed` passes when the engine has read the registrations;
+    `rejected` holds the error when it refused this worker for good.
     """
 
     stream: trio.abc.Stream

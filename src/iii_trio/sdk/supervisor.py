@@ -148,6 +148,7 @@ class Supervisor:
             self.current = None
             if session.registered is not None:
                 self._previous = Previous(session.registered.worker_id, session.registered.reattach_token)
+            await trio.aclose_forcefully(stream)  # for a session cancelled before its connection ran
         self.failure = session.rejected
         settled = session.confirmed.passed or trio.current_time() - began >= self.reconnect.settled_s
         return settled, f"the connection to the engine ended ({closed.code} {closed.reason})"

@@ -52,8 +52,8 @@ class Worker:
     `name` appears in the engine's lists and is held by one live worker at a time; None means `III_WORKER_NAME`, else
     `hostname:pid`. `III_WORKER_NAME`, when set, wins over the argument, so that a deployment can name its replicas.
     `namespace` of None means `III_NAMESPACE`, else the engine's default. `concurrency` is how many handlers run at
-    once over all functions. `headers` go with the handshake. `converter` is a cattrs converter with hooks of one's
-    own; make it with `make_converter()`.
+    once over all functions; one that waits for a call back into this worker counts, too. `headers` go with the
+    handshake. `converter` is a cattrs converter with hooks of one's own; make it with `make_converter()`.
 
     The decorators return the handler unchanged and may be stacked in any order. A handler with a trigger and without
     `@worker.function` gets the id `<worker name>::<handler name>`.

@@ -30,6 +30,9 @@ APPLICATION_ID: Final = 0x69696974
 WAL_LIMIT: Final = 64 * 1024 * 1024
 """Bytes to which the write-ahead log is cut back after a burst."""
 
+OLDEST_SQLITE: Final = (3, 37)
+"""The first with STRICT tables, whose columns hold the types they say."""
+
 SMALLEST_DATABASE: Final = 512
 """Bytes of SQLite's smallest page; a few bytes of something else it would take for a new database, and overwrite."""
 
@@ -56,8 +59,9 @@ class SqliteFile:
     def commit(self, group: Sequence[Submission]) -> None:
         """Carry out the group in one transaction and commit it; every submission has its result afterwards.
 
-        If the transaction does not reach the disk, all of them have failed and nothing was changed. (What a failing
-        disk did to the log's tail is SQLite's to sort out at the next start; it may then find the group complete.)
+        If the transaction does not reach the disk, every write in it has failed and nothing was changed; reads are
+        answered from what stands. (After a failed sync only the disk knows what it kept: should the process die before
+        the next commit, SQLite may find the group complete in the log.)
         """
         try:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -75,8 +79,11 @@ class SqliteFile:
         self.failed_groups += 1
         failure = StoreError(f"Nothing was written to {self.path}: {error}. Check the disk and its free space.")
         for submission in group:
-            submission.result = Failed(failure)
-        # On a full disk this lets the log be used again from its start, so that what frees space can still be written.
+            if submission.writes:
+                submission.result = Failed(failure)
+            else:
+                read(submission, self.tables, self.path)
+        # On a full disk this lets the log be used again from its start, so that what needs no new room goes on.
         with contextlib.suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
@@ -107,12 +114,22 @@ def tables_of(connection: sqlite3.Connection) -> Tables:
     return Tables(sqlite_kv.SqliteKeyValueTable(connection), sqlite_jobs.SqliteJobTable(connection))
 
 
+def read(submission: Submission, tables: Tables, path: Path) -> None:
+    """Carry out a read by itself, outside any transaction."""
+    try:
+        carry_out([submission], tables)
+    except sqlite3.Error as error:
+        submission.result = Failed(StoreError(f"{path} could not be read: {error}. Check the disk."))
+
+
 def open_file(path: str | os.PathLike[str], fsync: Fsync, *, check: bool) -> SqliteFile:
-    """Open or create the file; `check` looks every row over (about 3 s per million rows).
+    """Open or create the file; `check` looks every row over (5 s per million values, 10 s per million jobs).
 
     Raises `StoreInUse` if another engine has it and `StoreError` if it cannot be used, each saying what to do.
     """
-    absolute = Path(os.path.abspath(path))
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise StoreError(f"SQLite 3.37 or newer is needed; this Python brings {sqlite3.sqlite_version}.")
+    absolute = Path(os.path.realpath(path))
     _make_directories(absolute.parent)
     lock = _take_lock(absolute)
     connection: sqlite3.Connection | None = None
@@ -124,7 +141,7 @@ def open_file(path: str | os.PathLike[str], fsync: Fsync, *, check: bool) -> Sql
         _sync_directory(absolute.parent)
         set_aside = sqlite_check.set_damaged_aside(connection, str(absolute)) if check else 0
         return SqliteFile(absolute, fsync, set_aside, connection, lock)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for a message that quotes a damaged schema
         _close(connection, lock)
         raise StoreError(
             f"{absolute} cannot be used as a store: {error}. If the file is not ours or is damaged, move it away or "
@@ -217,9 +234,9 @@ def _prepare(connection: sqlite3.Connection, path: Path, fsync: Fsync) -> None:
             f"{path} was written by a newer release (format {version}, this one knows {len(MIGRATIONS)}). "
             "Use that release, or another data directory."
         )
+    connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[fsync]}")
     if _pragma(connection, "journal_mode = WAL") != "wal":
         raise StoreError(f"{path} lies where SQLite cannot keep a write-ahead log. Keep the data on a local disk.")
-    connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[fsync]}")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}").fetchall()
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("BEGIN IMMEDIATE")

@@ -7,7 +7,6 @@ process that dies without closing its stores is not held up by them, and loses n
 
 import logging
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -15,10 +14,9 @@ from typing import TypeVarTuple
 
 import trio
 
-from ..protocol.errors import StoreError
-from .desk import Desk, Submission, carry_out
-from .interfaces import Failed, Fsync
-from .sqlite_file import SqliteFile, tables_of
+from .desk import Desk, Submission
+from .interfaces import Fsync
+from .sqlite_file import SqliteFile, read, tables_of
 
 GROUP_OPS = 1_000
 """Operations in one transaction: the rest gets the next one, so that answers keep flowing."""
@@ -123,10 +121,7 @@ class Threads:
             while not stopping:
                 group, stopping = _drain(self._reads, None)
                 for submission in group:
-                    try:
-                        carry_out([submission], tables)
-                    except sqlite3.Error as error:
-                        submission.result = Failed(StoreError(f"{self._file.path} could not be read: {error}."))
+                    read(submission, tables, self._file.path)
                 if group:
                     self._tell(self._desk.finish, group)
         finally:

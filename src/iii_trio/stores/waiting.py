@@ -29,8 +29,9 @@ from .interfaces import (
 async def settle(submit: Callable[[OnDone[T]], None]) -> T:
     """Call `submit` with a callback and wait until it is called; return the value or raise the `StoreError`.
 
-    `lease = await settle(lambda done: lock.acquire("cron", "daily", "me", 5000, done))`. A cancellation that is
-    pending now prevents the submission; a later one ends the wait and leaves the operation to be done.
+    `lease: Lease | None = await settle(lambda done: lock.acquire("cron", "daily", "me", 5000, done))`; type checkers
+    take the result's type from the annotation. A cancellation that is pending now prevents the submission; a later one
+    ends the wait and leaves the operation to be done.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
     task = trio.lowlevel.current_task()

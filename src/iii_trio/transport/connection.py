@@ -101,7 +101,7 @@ def _current_turn() -> _Turn:
         return turn
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Connection:
     """One upgraded WebSocket; it owns `stream` and closes it.
 
@@ -304,9 +304,10 @@ class Connection:
             ended = True
         finally:
             self._outbox.close()
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL_S):
-                if not ended:
+            if not ended:
+                with trio.move_on_after(FAREWELL_S, shield=True):
                     await self._bid_farewell()
+            with trio.move_on_after(FAREWELL_S, shield=True):
                 await trio.aclose_forcefully(self._stream)
             self._outbox.clear()
         if self._failure is not None:

@@ -147,7 +147,7 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Framing:
     """The frames of one connection after its upgrade, from either side.
 

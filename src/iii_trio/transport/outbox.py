@@ -51,7 +51,7 @@ class OutboxStatistics:
     """Tasks in `wait_room`."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Outbox:
     """What one connection has to send. `masked` is the client's side; the marks are bytes.
 

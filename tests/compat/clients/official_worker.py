@@ -59,7 +59,7 @@ async def call(data: Any) -> Any:
 
 async def job(data: Any) -> None:
     """A job that takes a moment; what is printed has been done."""
-    await asyncio.sleep(0.005)
+    await asyncio.sleep(0.02)
     print("done", data["job"], flush=True)
 
 

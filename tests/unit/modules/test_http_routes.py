@@ -5,6 +5,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from iii_trio.engine import Binding, Reason
 from iii_trio.modules.http.routes import METHODS, Match, NotAllowed, Routes, read_pattern
 from iii_trio.protocol import NULL, Json
@@ -175,7 +176,7 @@ def test_what_could_never_be_served_is_refused_and_poisons_nobody(config: object
     routes = Routes()
     bound(routes, "/a/:id")
     bad = Binding(id="bad", trigger_type="http", function_id="f", config=NULL if config is None else Json.of(config))
-    with pytest.raises(TriggerRejected, match=".*") as refused:
+    with pytest.raises(TriggerRejected) as refused:
         routes.bind(bad)
     assert words in refused.value.message
     assert served(routes, "/a/1") == "f"
@@ -219,7 +220,9 @@ def test_statistics_count_serving_and_standing_by() -> None:
 
 SEGMENTS = st.sampled_from(["a", "b", "", ":x", ":y"])
 PATHS = st.lists(SEGMENTS, min_size=1, max_size=4).map("/".join)
-REQUESTS = st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))
+REQUESTS = st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=1, max_size=4).map(
+    lambda parts: "/" + "/".join(parts)
+)
 
 
 class BruteForce:

@@ -229,6 +229,7 @@ class Model(RuleBasedStateMachine):
         self.seq = 0
         self.alive: dict[int, tuple[tuple[str, str], str, int]] = {}  # seq -> target, group, failures
         self.due: dict[int, float] = {}
+        self.delivered: dict[int, int] = {}
         self.running: dict[int, Item] = {}
         self.settling: dict[int, tuple[Item, Any]] = {}
         self.ended: set[int] = set()
@@ -253,6 +254,7 @@ class Model(RuleBasedStateMachine):
         self.queue.add(seq, function, group, now=self.now, due=due)
         self.alive[seq] = (function, group, 0)
         self.due[seq] = due
+        self.delivered[seq] = 0
 
     @rule(seconds=st.sampled_from([0.0, 0.05, 0.1, 0.3, 5.0]))
     def poll(self, seconds: float) -> None:
@@ -273,6 +275,8 @@ class Model(RuleBasedStateMachine):
                 older = [seq for seq, (_, other, _) in self.alive.items() if other == group and seq < item.seq]
                 assert not older, "a fifo group was overtaken"
                 assert all(self.alive[seq][1] != group for seq in (*self.running, *self.settling))
+            self.delivered[item.seq] += 1
+            assert item.deliveries == self.delivered[item.seq]
             self.running[item.seq] = item
         if len(self.running) + len(self.settling) < self.policy.concurrency:
             assert not self._could_run(), "a message is stuck"
@@ -306,6 +310,7 @@ class Model(RuleBasedStateMachine):
                 self.due[item.seq] = self.now + verdict.delay_ms / 1000
         else:
             assert verdict is None
+            self.delivered[item.seq] -= not isinstance(ending, Interrupted)
             self.due[item.seq] = self.now + PUT_BACK_S if isinstance(ending, Refused) else 0.0
             return
         self.settling[item.seq] = (item, verdict)
@@ -371,4 +376,4 @@ class Model(RuleBasedStateMachine):
 
 
 TestModel = Model.TestCase
-TestModel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestModel.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from attrs import define, field
 
-from iii_trio.transport import Closed, Connection, Request, accept
+from iii_trio.transport import Closed, Connection, HandshakeError, Request, accept
 
 FEATURES = ("cancel.v1",)
 
@@ -129,7 +129,10 @@ class FakeEngine:
         return ours
 
     async def serve(self, stream: trio.abc.Stream) -> None:
-        request, framing, rest = await accept(stream, route=lambda _: None)
+        try:
+            request, framing, rest = await accept(stream, route=lambda _: None)
+        except HandshakeError:
+            return
         number = len(self.peers) + 1
         peer = Peer(
             Connection(stream, framing, name="engine"), request, f"worker-{number}", answer_pings=self.answers_pings

@@ -162,6 +162,41 @@ async def test_cancelled_before_the_submission_is_not_done(store: Store) -> None
     assert await kv.get("s", "k") is None
 
 
+async def test_a_pending_cancellation_prevents_the_submission(store: Store) -> None:
+    submitted: list[Any] = []
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await settle(submitted.append)
+    assert scope.cancelled_caught
+    assert submitted == []
+
+
+async def test_cancelled_at_any_moment_it_is_done_or_not_and_nothing_is_left(opener: Any) -> None:
+    """One task holds the only place, another waits for it and is cancelled after n turns of the loop, for every n."""
+    for turns in range(12):
+        async with opener(max_ops=1) as store:
+            kv = WaitingKeyValue(store.key_value("state"))
+            returned = False
+
+            async def write(kv: WaitingKeyValue = kv, scope: str = f"s{turns}") -> None:
+                nonlocal returned
+                await kv.set(scope, "k", b"1")
+                returned = True
+
+            async with trio.open_nursery() as nursery:
+                store.key_value("state").set("other", "k", b"1", lambda _: None)
+                nursery.start_soon(write)
+                for _ in range(turns):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+            while store.statistics().pending:
+                await trio.lowlevel.checkpoint()
+            stored = await kv.get(f"s{turns}", "k")
+            assert stored == b"1" if returned else stored in (None, b"1")
+            assert store.statistics().refused == 0
+        await trio.lowlevel.checkpoint()
+
+
 async def test_cancelled_after_the_submission_is_done_and_unheard(store: Store) -> None:
     kv = WaitingKeyValue(store.key_value("state"))
     with trio.CancelScope() as scope:

@@ -34,7 +34,7 @@ def store_threads() -> list[str]:
 
 
 async def fill(path: Path) -> None:
-    async with open_sqlite(path, inline=True) as store:
+    async with open_sqlite(path, inline=True, fsync=Fsync.NEVER) as store:
         kv, log = WaitingKeyValue(store.key_value("state")), WaitingJobLog(store.job_log())
         for number in range(5):
             await kv.set("s", f"key{number}", b"value%d" % number)
@@ -134,6 +134,14 @@ async def test_the_database_of_another_program_is_refused_and_left_alone(tmp_pat
     assert len(path.read_bytes()) == len(before)
 
 
+async def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 9))
+    with pytest.raises(StoreError, match=r"SQLite 3\.37 or newer is needed"):
+        async with open_sqlite(tmp_path / "store.db"):
+            raise AssertionError
+    assert os.listdir(tmp_path) == []
+
+
 async def test_a_file_of_a_newer_release_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     await fill(path)
@@ -223,16 +231,18 @@ async def test_the_threads_end_with_the_block(tmp_path: Path) -> None:
 
 
 async def test_inline_there_is_no_thread_and_a_virtual_clock_works(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = threading.active_count()
+    def forbidden(_: threading.Thread) -> None:
+        raise AssertionError("a thread was started")
+
+    monkeypatch.setattr(threading.Thread, "start", forbidden)
     async with open_sqlite(tmp_path / "store.db", inline=True) as store:
         kv = WaitingKeyValue(store.key_value("state"))
         with trio.fail_after(0.001):
             for number in range(20):
                 await kv.set("s", str(number), b"1")
                 assert len(await kv.values("s")) == number + 1
-        assert threading.active_count() == before
         await trio.sleep(3600)
         assert await kv.get("s", "3") == b"1"
 

@@ -282,7 +282,14 @@ def test_set_assigns_a_field() -> None:
     assert done(MISSING, op("set", "a", value=1)) == {"a": 1}
 
 
-NOT_OBJECTS = [(None, "null"), (True, "boolean"), (1, "number"), (1.5, "number"), ("x", "string"), ([], "array")]
+NOT_OBJECTS: list[tuple[Any, str]] = [
+    (None, "null"),
+    (True, "boolean"),
+    (1, "number"),
+    (1.5, "number"),
+    ("x", "string"),
+    ([], "array"),
+]
 
 
 @pytest.mark.parametrize(("kind", "rest"), [entry for entry in FIVE if entry[0] not in ("merge", "append")])

@@ -97,7 +97,7 @@ async def write(scope: Scope, send: Send, incoming: Incoming, response: Response
     body = b"" if scope["method"] == "HEAD" else response.body
     start = {"type": "http.response.start", "status": response.status, "headers": headers}
     connection: Connection | None = scope.get("state", {}).get(CONNECTION)
-    if connection is not None and scope["http_version"] != "2" and len(body) <= COALESCED:
+    if connection is not None and len(body) <= COALESCED:
         with connection.held():
             await send(start)
             await send({"type": "http.response.body", "body": body, "more_body": not incoming.complete})

@@ -1,10 +1,12 @@
-"""HTTP connections: hypercorn's Trio server on every accepted socket, inside bounds of our own.
+"""HTTP/1.1 connections: hypercorn's protocol and application tasks on every accepted socket, inside bounds of our own.
 
-Why not `hypercorn.trio.serve`, whose accept loop this file replaces: one malformed request can end it and with it every
-connection (an `HTTP2-Settings` header that is no base64 does), it sends under a shield without a deadline, so that a
-client which stops reading holds up the shutdown for as long as it likes, and it admits any number of connections.
-Here an error in a connection ends that connection, a write that makes no progress breaks it, and stopping takes a
-bounded time. hypercorn also starts a task per request to watch for idleness; here one sweeper serves all connections.
+Why this file drives hypercorn's `H11Protocol` itself where `hypercorn.trio.serve` would do it. There, one malformed
+request can end the whole server (an `HTTP2-Settings` header that is no base64 does); a client that stops reading holds
+up the shutdown for as long as it likes, because sending is shielded without a deadline; a client of HTTP/2 that leaves
+can leave its request behind; and any number of connections is let in. Here an error in a connection ends that
+connection, a write without progress breaks it, HTTP/2 and WebSocket are not offered, and stopping takes a bounded time.
+It is also faster: no task per request that watches for idleness, since one sweeper serves all connections, and no lock,
+shield and system call per piece of a response.
 
     serve ─ accept loops
           └ keeper (outlives cancellation by the grace) ─ sweeper · one task per connection ─ its requests
@@ -17,15 +19,19 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
+import h11
 import trio
 from attrs import define, field, frozen
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
-from hypercorn.typing import ConnectionState
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.utils import parse_socket_addr
 
 from ...protocol.limits import HANDSHAKE_HEAD, STALL_S
 
@@ -34,6 +40,9 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS: Final = 10_000
 IDLE_S: Final = 75.0
 """How long a connection may wait for a request, or for the rest of a request's head."""
+LINGER_S: Final = 2.0
+"""How long a connection that we close is read from, so that a reset does not overtake our last answer."""
+READ_BYTES: Final = 64 * 1024
 WRITE_BYTES: Final = 256 * 1024
 """A write of this size must get through within `STALL_S`."""
 STOP_GRACE_S: Final = 3.0
@@ -42,34 +51,75 @@ CONNECTION: Final = "iii_trio.connection"
 """The key of the `Connection` in the ASGI scope's `state`."""
 
 
+class _Http1(H11Protocol):
+    """hypercorn's HTTP/1.1 alone: offers to switch to HTTP/2 or WebSocket are ignored, as HTTP allows."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        return
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if any(name == b"upgrade" for name, _ in request.headers):
+            headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+            request = h11.Request(
+                method=request.method, target=request.target, headers=headers, http_version=request.http_version
+            )
+        await super()._create_stream(request)
+
+
 @define(eq=False)
 class Connection:
-    """One client's socket, as hypercorn drives it: the methods it calls on a stream, with bounds.
+    """One client's socket: feeds hypercorn what arrives, and writes what it gives out.
 
-    `idle_since` is the Trio time since when no request has been under way, None while one is.
+    `idle` says that no request is under way; `cut_at` is the Trio time at which the sweeper ends the connection.
     """
 
     _stream: trio.SocketStream
-    idle_since: float | None = field(factory=trio.current_time, init=False)
+    _idle_s: float
+    idle: bool = field(default=True, init=False)
+    cut_at: float = field(init=False)
+    _protocol: _Http1 = field(init=False)
+    _closing: bool = field(default=False, init=False)
     _writing: trio.Lock = field(factory=trio.Lock, init=False)
     _holding: bool = field(default=False, init=False)
     _held: list[bytes] = field(factory=list, init=False)
 
-    @property
-    def socket(self) -> trio.socket.SocketType:
-        """The socket, of which hypercorn asks the addresses."""
-        return self._stream.socket
+    def __attrs_post_init__(self) -> None:
+        self.cut_at = trio.current_time() + self._idle_s
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """See `trio.abc.ReceiveStream`."""
-        return await self._stream.receive_some(max_bytes)
+    async def run(self, app: AppWrapper, config: Config, context: WorkerContext) -> None:
+        """Serve the client until either side closes; returns when its last request has ended."""
+        sock = self._stream.socket
+        try:
+            client, server = (parse_socket_addr(sock.family, name) for name in (sock.getpeername(), sock.getsockname()))
+        except OSError:
+            return  # gone before it was accepted
+        async with TaskGroup() as tasks:
+            state = ConnectionState({CONNECTION: self})
+            self._protocol = _Http1(app, config, context, tasks, state, False, client, server, self._on_event)
+            try:
+                while data := await self._stream.receive_some(READ_BYTES):
+                    if not self._closing:
+                        await self._protocol.handle(RawData(bytes(data)))
+                if not self._closing:
+                    await self._protocol.handle(RawData(b""))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            await self._protocol.handle(Closed())
 
-    async def send_all(self, data: bytes) -> None:
-        """See `trio.abc.SendStream`. A client that takes nothing for `STALL_S` is cut: `trio.BrokenResourceError`."""
-        if self._holding:
-            self._held.append(data)
-        elif data:
-            await self._write(data)
+    async def _on_event(self, event: Event) -> None:
+        """What hypercorn has to say: bytes for the client, a request that began or ended, the end."""
+        if isinstance(event, RawData):
+            if self._holding:
+                self._held.append(event.data)
+            elif event.data:
+                await self._write(event.data)
+        elif isinstance(event, Updated):
+            self.idle = event.idle
+            self.cut_at = trio.current_time() + self._idle_s if event.idle else math.inf
+        else:
+            await self.flush()
+            self._close()
+            await self._protocol.handle(Closed())
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -81,17 +131,14 @@ class Connection:
             self._holding = False
 
     async def flush(self) -> None:
-        """Send what was held. A client that is gone is no error here: its connection ends by itself."""
-        self._holding = False
+        """Send what was held."""
         data = b"".join(self._held)
         self._held.clear()
         if data:
-            try:
-                await self._write(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                self.abort()
+            await self._write(data)
 
     async def _write(self, data: bytes) -> None:
+        """Send; a client that is gone is no error, because reading says so, and one that takes nothing is cut."""
         try:
             self._writing.acquire_nowait()
         except trio.WouldBlock:
@@ -102,44 +149,31 @@ class Connection:
                 with trio.move_on_after(STALL_S) as patience:
                     await self._stream.send_all(part)
                 if patience.cancelled_caught:
+                    log.info("an HTTP client took nothing for %.0f s: its connection is cut", STALL_S)
                     self.abort()
-                    raise trio.BrokenResourceError(f"the client took nothing for {STALL_S:.0f} s")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.abort()
         finally:
             self._writing.release()
 
-    async def send_eof(self) -> None:
-        """See `trio.abc.HalfCloseableStream`. Never waits for a write: a write under way is broken by it."""
-        await self.flush()
-        try:
-            self._stream.socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            raise trio.BrokenResourceError("the client is gone") from None
+    def _close(self) -> None:
+        """Nothing more is sent; the client gets `LINGER_S` to notice and to close."""
+        if not self._closing:
+            self._closing = self.idle = True
+            self.cut_at = trio.current_time() + LINGER_S
+            try:
+                self._stream.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.abort()
 
-    async def aclose(self) -> None:
-        """See `trio.abc.AsyncResource`."""
-        await self._stream.aclose()
-
-    def idle(self, since: float = math.inf) -> bool:
-        """Whether nothing has been under way since `since` (Trio time), the bytes of the last response included."""
-        return self.idle_since is not None and self.idle_since <= since and not (self._held or self._writing.locked())
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way, the bytes of the last response included."""
+        return self.idle and not self._held and not self._writing.locked()
 
     def abort(self) -> None:
-        """Close the socket now; whoever reads or writes it gets `trio.ClosedResourceError`."""
+        """Close the socket now; whoever reads or writes it hears of it."""
         self._stream.socket.close()
-
-
-class _IdleWatch(TrioSingleTask):
-    """In the place of hypercorn's idle task: notes the time and leaves the rest to the sweeper."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__()
-        self._connection = connection
-
-    async def restart(self, task_group: Any, action: Callable[..., Awaitable[None]]) -> None:
-        self._connection.idle_since = trio.current_time()
-
-    async def stop(self) -> None:
-        self._connection.idle_since = None
 
 
 @frozen
@@ -186,28 +220,33 @@ class Connections:
         seconds, cuts off the rest and returns, all under a shield that lasts no longer than that.
         """
         stopping = trio.Event()
+        kept: list[trio.Nursery] = []
+        ready = trio.Event()
         async with trio.open_nursery() as nursery:
+            # not `nursery.start`: cancelled in the middle, that would wait for the shielded task it is to set free
+            nursery.start_soon(self._keep, stopping, kept, ready, name="connections")
             try:
-                connections: trio.Nursery = await nursery.start(self._keep, stopping, name="connections")
-                accept = partial(trio.serve_listeners, self._serve_one, list(listeners), handler_nursery=connections)
+                await ready.wait()
+                accept = partial(trio.serve_listeners, self._serve_one, list(listeners), handler_nursery=kept[0])
                 await nursery.start(accept, name="accept")
                 task_status.started()
                 await trio.sleep_forever()
             finally:
                 stopping.set()
 
-    async def _keep(self, stopping: trio.Event, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    async def _keep(self, stopping: trio.Event, kept: list[trio.Nursery], ready: trio.Event) -> None:
         async with trio.open_nursery() as nursery:
             nursery.cancel_scope.shield = True  # bounded: `stopping` is set on every way out of `serve`
-            task_status.started(nursery)
+            kept.append(nursery)
+            ready.set()
             while not stopping.is_set():
                 with trio.move_on_after(SWEEP_S):
                     await stopping.wait()
-                self._close_idle(trio.current_time() - self.idle_s)
+                self._cut(trio.current_time())
             await self._context.terminated.set()  # from now on a connection ends with its response
             with trio.move_on_after(self.grace_s):
                 while self._open:
-                    self._close_idle()
+                    self._cut()
                     self._emptied = trio.Event()
                     with trio.move_on_after(SWEEP_S):
                         await self._emptied.wait()
@@ -215,23 +254,21 @@ class Connections:
                 connection.abort()
             nursery.cancel_scope.cancel()
 
-    def _close_idle(self, since: float = math.inf) -> None:
+    def _cut(self, before: float = math.inf) -> None:
+        """End the connections that have nothing under way and had to have by `before`; without it, all of them."""
         for connection in tuple(self._open):
-            if connection.idle(since):
+            if connection.quiet and connection.cut_at <= before:
                 connection.abort()
 
     async def _serve_one(self, stream: trio.SocketStream) -> None:
-        connection = Connection(stream)
+        connection = Connection(stream, self.idle_s)
         if len(self._open) >= self.max_connections:
             self._refused += 1
             connection.abort()
             return
         self._open.add(connection)
-        state = ConnectionState({CONNECTION: connection})
-        server = TCPServer(ASGIWrapper(self.app), self._config, self._context, state, connection)  # type: ignore[arg-type]
-        server.idle_task = _IdleWatch(connection)
         try:
-            await server.run()
+            await connection.run(ASGIWrapper(self.app), self._config, self._context)
         except Exception as error:
             # what one client sends must not end the others' connections; hypercorn's parsers do raise
             self._failed += 1
@@ -245,7 +282,7 @@ class Connections:
 
     def statistics(self) -> ConnectionStatistics:
         """A frozen picture of the connections."""
-        idle = sum(connection.idle() for connection in self._open)
+        idle = sum(connection.idle for connection in self._open)
         return ConnectionStatistics(open=len(self._open), idle=idle, refused=self._refused, failed=self._failed)
 
 

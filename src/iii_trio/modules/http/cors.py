@@ -23,11 +23,14 @@ def preflight(cors: CorsSettings | None, origin: str | None) -> Response:
 
 
 def decorate(response: Response, cors: CorsSettings | None, origin: str | None) -> Response:
-    """Any other response with its CORS headers: they replace a handler's own, and its `vary` is extended."""
+    """Any other response with its CORS headers: they replace a handler's own, and its `vary` is extended.
+
+    A handler cannot admit an origin that the settings do not.
+    """
     ours = _allow_origin(cors, origin)
     if cors is None:
         ours = (*ours, (EXPOSE_HEADERS, ANY))
-    names = {b"vary", *(name for name, _ in ours)}
+    names = {b"vary", ALLOW_ORIGIN, *(name for name, _ in ours)}
     theirs = tuple(pair for pair in response.headers if pair[0] not in names)
     vary = b", ".join([*(value for name, value in response.headers if name == b"vary" and value), VARY])
     return attrs.evolve(response, headers=(*theirs, *ours, (b"vary", vary)))

@@ -12,6 +12,7 @@ from attrs import frozen
 from ...protocol import Json, codec
 from ...protocol.errors import ProtocolError
 from ...protocol.limits import MAX_DEPTH
+from ...protocol.scan import deeper_than, has_endless_number
 from .routes import Match
 
 log = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ class Request:
 
     @property
     def baggage(self) -> str | None:
-        """The `baggage` header."""
-        return self.headers.get("baggage")
+        """The `baggage` header, if it says anything."""
+        return self.headers.get("baggage") or None
 
 
 def read_request(scope: Mapping[str, Any]) -> Request:
@@ -104,12 +105,12 @@ def read_request(scope: Mapping[str, Any]) -> Request:
 
 
 def read_json(body: bytes) -> bytes | None:
-    """`body` if it is one JSON value that every peer can take, else None: invalid UTF-8 and deep nesting are none."""
+    """`body` if it is one JSON value that every peer can take, else None (see `protocol.scan`)."""
     try:
         codec.decode_value(body)
     except ProtocolError:
         return None
-    if body.count(b"[") + body.count(b"{") > MAX_BODY_DEPTH and codec.deeper_than(body, MAX_BODY_DEPTH):
+    if deeper_than(body, MAX_BODY_DEPTH) or has_endless_number(body):
         return None
     return body
 

@@ -14,7 +14,7 @@ from ...engine.local import open_local
 from ...protocol.errors import ConfigError
 from . import cors
 from .asgi import Incoming, Receive, Scope, Send, write
-from .connections import Connections, ConnectionStatistics
+from .connections import STOP_GRACE_S, Connections, ConnectionStatistics
 from .exchange import Exchange, ExchangeStatistics, unavailable
 from .messages import read_request
 from .routes import METHODS, Routes, RouteStatistics
@@ -73,11 +73,13 @@ class HttpStatistics:
 class HttpModule:
     """The module. With `listen` off nothing is bound and `app` alone is served, as the testing kit does.
 
-    `addresses` are the (host, port) pairs it listens on, empty until it does.
+    `grace_s`: how long (s) requests under way may take to end when the module is stopped. `addresses`: the (host, port)
+    pairs it listens on, empty until it does.
     """
 
     settings: Live[HttpSettings]
     listen: bool = True
+    grace_s: float = STOP_GRACE_S
     addresses: tuple[tuple[str, int], ...] = field(default=(), init=False)
     _exchange: Exchange | None = field(default=None, init=False)
     _connections: Connections | None = field(default=None, init=False)
@@ -85,34 +87,37 @@ class HttpModule:
     async def run(self, core: Engine, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `task_status` is told once clients can connect.
 
-        The trigger type is provided first, so that routes which waited for it serve from the first request on. Raises
-        `ConfigError` for an address that cannot be bound, and for settings this version cannot honour. When cancelled,
-        requests under way have `connections.STOP_GRACE_S` to end.
+        Raises `ConfigError` for an address that cannot be bound and for settings this version cannot honour; nothing
+        has been provided then. The trigger type is provided before the first connection is accepted, so that routes
+        which waited for it serve from the first request on.
         """
         if self.settings.value.middleware:
             # serving without them could leave routes open to anybody
             raise ConfigError("`middleware` of the http worker is not supported by this version; take it out to start")
-        async with open_local(core, "http") as peer:
-            exchange = Exchange(core, peer, Routes(), self.settings)
-            peer.provide(
-                "http",
-                exchange.routes,
-                description="HTTP API trigger",
-                config_format=CONFIG_FORMAT,
-                call_format=CALL_FORMAT,
-            )
-            self._exchange = exchange
-            try:
-                if self.listen:
-                    await self._listen(task_status)
+        listeners = await self._bind() if self.listen else []
+        try:
+            async with open_local(core, "http") as peer:
+                exchange = self._exchange = Exchange(core, peer, Routes(), self.settings)
+                peer.provide(
+                    "http",
+                    exchange.routes,
+                    description="HTTP API trigger",
+                    config_format=CONFIG_FORMAT,
+                    call_format=CALL_FORMAT,
+                )
+                if listeners:
+                    self._connections = Connections(app=self.app, grace_s=self.grace_s)
+                    await self._connections.serve(listeners, task_status=task_status)
                 else:
                     task_status.started()
                     await trio.sleep_forever()
-            finally:
-                self.addresses = ()
-                self._exchange = self._connections = None
+        finally:
+            for listener in listeners:
+                listener.socket.close()
+            self.addresses = ()
+            self._exchange = self._connections = None
 
-    async def _listen(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _bind(self) -> list[trio.SocketListener]:
         settings = self.settings.value
         listeners = await bind(settings.host, settings.port, "`port` of the http worker")
         self.addresses = tuple(listener.socket.getsockname()[:2] for listener in listeners)
@@ -120,8 +125,7 @@ class HttpModule:
             log.info("HTTP is served on %s", _url(host, port))
             if not ip_address(host).is_loopback:
                 log.warning("HTTP on %s is reachable from other machines, without access control", _url(host, port))
-        self._connections = Connections(app=self.app)
-        await self._connections.serve(listeners, task_status=task_status)
+        return listeners
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application; 503 while the module does not run. WebSocket upgrades are refused."""

@@ -105,6 +105,7 @@ class Availability:
             remove_tap()
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
 
         return close
 

@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 
 from ...__about__ import __version__
 from ...engine import (
+    DEFAULT_NAMESPACE,
     NOTHING,
     Binding,
     BindingState,
@@ -61,8 +62,6 @@ _STATES: Final = {
 _TEXT: Final = {"type": ["string", "null"]}
 _TEXTS: Final = {"type": ["array", "null"], "items": {"type": "string"}}
 _FLAG: Final = {"type": ["boolean", "null"]}
-
-
 _FILTERS: Final = {"search": _TEXT, "prefix": _TEXT, "worker": _TEXT, "include_internal": _FLAG}
 _LOG_INPUT: Final = object_schema(
     "LogInput",
@@ -301,7 +300,7 @@ def _detail_or_marker(core: Engine, session: Session | None, function_id: str, n
 def _find(core: Engine, function_id: str, namespace: str | None) -> FunctionEntry:
     """A bare id: `default` first, else the one namespace that has it. A named namespace is strict."""
     spaces = core.functions.namespaces_of(function_id)
-    space = namespace or ("default" if "default" in spaces or len(spaces) != 1 else spaces[0])
+    space = namespace or (spaces[0] if len(spaces) == 1 else DEFAULT_NAMESPACE)
     entry = core.functions.get(space, function_id)
     if entry is not None:
         return entry

@@ -272,7 +272,7 @@ def _dead_letter(letter: DeadLetter) -> bytes:
     head = codec.encode_value({"id": job.message_id or job.id})[:-1]
     tail = codec.encode_value(
         {
-            "error": letter.error,
+            "error": job.error,
             "failed_at": letter.failed_at_ms // 1000,
             "retries": job.attempts,
             "size_bytes": len(job.payload),

@@ -48,7 +48,7 @@ class QueueKey:
         """The key whose `text` this is; raises `ValueError` for a text that no key has."""
         kind = Kind(text.partition("@")[0])
         parts = [_ESCAPED.sub(r"\1", part) for part in _PARTS.findall(text)]
-        key = cls(kind, *parts)
-        if key.text != text:
+        key = cls(kind, *parts) if len(parts) == (3 if kind is Kind.DESTINATION else 1) else None
+        if key is None or key.text != text:
             raise ValueError(f"{text!r} is no name of a queue")
         return key

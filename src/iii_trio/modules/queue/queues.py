@@ -88,19 +88,25 @@ class Queues:
     # -- start and change ---------------------------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Take in everything the log holds. A delivery of any of it may have begun before: it is marked as repeated."""
+        """Take in everything the log holds.
+
+        The log does not say what was in flight: whatever was due counts as delivered once more than it has failed, so
+        that a repeated delivery is always marked as one, and no number is used twice.
+        """
         journal = WaitingJobLog(self.log)
         for known in await journal.destinations():
             self._destination(known.topic, (known.namespace, known.function_id)).remembered = True
         for text, count in (await journal.dead_counts()).items():
             self._queue(QueueKey.parse(text)).machine.buried(count)
-        after = 0
+        after, now_ms = 0, self.core.clock.wall_ms()
         while jobs := await journal.load(after, PAGE):
             for job in jobs:
                 if job.function_id is None:
                     self._unclaimed[QueueKey.parse(job.queue).name] += 1
                 else:
-                    self._queue(QueueKey.parse(job.queue)).take_in(job, deliveries=job.attempts + 1)
+                    self._queue(QueueKey.parse(job.queue)).take_in(
+                        job, deliveries=job.attempts + (job.due_at_ms <= now_ms)
+                    )
             after = jobs[-1].seq
         self.apply()
 
