@@ -263,6 +263,22 @@ async def test_a_closed_connection_is_cut_when_the_client_does_not_close_it(monk
             await trio.lowlevel.checkpoint()
 
 
+async def test_what_follows_a_last_answer_is_ignored_and_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "SWEEP_S", 0.02)
+    monkeypatch.setattr(connections, "LINGER_S", 0.1)
+
+    async def closes(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"2"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async with serving(closes) as server, server.dial() as stream:
+        await stream.send_all(REQUEST * 3)
+        assert (await read_to_end(stream)).count(OK) == 1
+        while server.connections.statistics().open:
+            await trio.lowlevel.checkpoint()
+
+
 async def test_a_bug_in_a_connection_is_counted_logged_with_an_id_and_costs_that_connection(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

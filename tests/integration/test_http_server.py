@@ -13,7 +13,8 @@ from attrs import define, field
 
 from iii_trio.config import CorsSettings, HttpSettings, Live
 from iii_trio.engine import Binding, BindingState, Call, Engine, LocalPeer, Outcome, open_engine, open_local
-from iii_trio.modules.http import HttpModule
+from iii_trio.modules.http import HttpModule, asgi
+from iii_trio.modules.http.connections import ConnectionStatistics
 from iii_trio.protocol import Json
 from iii_trio.protocol.errors import ConfigError, WireError
 
@@ -276,6 +277,22 @@ async def test_an_answer_to_an_upload_nobody_wants_is_readable() -> None:
         assert (await wire.ask("POST", "/echo", b"[]")).body == b"[]"
 
 
+async def test_an_upload_without_end_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "LINGER_S", 0.1)
+    async with open_house() as house, house.wire() as wire:
+        await wire.stream.send_all(b"POST /nope HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        chunk = b"%x\r\n%s\r\n" % (60_000, b"x" * 60_000)
+
+        async def upload() -> None:
+            while True:
+                await wire.stream.send_all(chunk)
+
+        with trio.fail_after(PATIENCE_S), pytest.raises(trio.BrokenResourceError):
+            await upload()
+        while house.module.statistics().connections != ConnectionStatistics(open=0, idle=0, refused=0, failed=0):
+            await trio.lowlevel.checkpoint()
+
+
 async def test_a_client_that_asks_first_is_told_to_continue() -> None:
     async with open_house() as house, house.wire() as wire:
         house.route("/echo", echo, method="POST")
@@ -394,7 +411,7 @@ async def test_stopping_lets_a_running_request_end_and_closes_idle_connections_a
     async with open_house() as house, house.wire() as running, house.wire() as idle:
         hanging = house.hanging("/x")
         assert (await idle.ask("GET", "/")).status == 404
-        await running.stream.send_all(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n")
+        await running.stream.send_all(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n" * 2)
         await hanging.started.wait()
         house.nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + PATIENCE_S):
@@ -402,6 +419,7 @@ async def test_stopping_lets_a_running_request_end_and_closes_idle_connections_a
             hanging.released.set()
             answer = await running.closed()
             assert answer.endswith(b'\r\n\r\n"released"')
+            assert answer.count(b"HTTP/1.1 200") == 1  # the second one of the connection never began
 
 
 async def test_stopping_cuts_off_what_does_not_end() -> None:

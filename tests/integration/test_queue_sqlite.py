@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +53,19 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.log, name)
 
-    async def wait_empty(self, user: LocalPeer, queue: str) -> None:
-        """Return when no message of the queue waits or is in flight."""
-        request = Json.of({"topic": queue})
+    async def wait_empty(self, module: QueueModule) -> None:
+        """Return when no live message is left: neither waiting, nor delayed, nor in flight."""
         while True:
             news = self.news
-            stats = (await user.invoke("engine::queue::topic_stats", request)).decode()
-            if not stats["depth"]:
+            counts = [queue.counts for queue in module.statistics().queues]
+            if not sum(c.waiting + c.delayed + c.in_flight for c in counts):
                 return
             await news.wait()
 
 
 @asynccontextmanager
-async def running(path: str | Path) -> AsyncIterator[tuple[Engine, LocalPeer, Watched]]:
-    """An engine with the queue on a file, and a worker beside it."""
+async def running(path: str | Path) -> AsyncIterator[tuple[Engine, LocalPeer, Callable[[], Awaitable[None]]]]:
+    """An engine with the queue on a file, a worker beside it, and what waits until the queue is empty."""
     async with (
         open_sqlite(path) as store,
         open_engine() as core,
@@ -73,8 +73,9 @@ async def running(path: str | Path) -> AsyncIterator[tuple[Engine, LocalPeer, Wa
         trio.open_nursery() as nursery,
     ):
         log = Watched(store.job_log())
-        await nursery.start(QueueModule(Live(SETTINGS), log).run, core)
-        yield core, user, log
+        module = QueueModule(Live(SETTINGS), log)
+        await nursery.start(module.run, core)
+        yield core, user, partial(log.wait_empty, module)
         nursery.cancel_scope.cancel()
 
 
@@ -96,14 +97,14 @@ async def child(path: str, first: int, count: int) -> None:
         say(f"H {value['n']}")
         return Json.of(None)
 
-    async with running(path) as (_, user, log):
+    async with running(path) as (_, user, wait_empty):
         user.register("f", handler, task=True)
         for n in range(first, first + count):
             data = {"n": n, "g": n % 3}
             request = {"queue": "fifo", "function_id": "f", "data": data, "messageReceiptId": f"r{n}"}
             await user.invoke("engine::queue::enqueue", Json.of(request))
             say(f"R {n}")
-        await log.wait_empty(user, "fifo")
+        await wait_empty()
         say("E 0")
         await trio.sleep_forever()
 
@@ -164,8 +165,8 @@ async def test_a_clean_stop_and_start_loses_and_repeats_nothing(tmp_path: Path) 
                     request = {"queue": "default", "function_id": "f", "data": n, "messageReceiptId": f"r{n}"}
                     producers.start_soon(user.invoke, "engine::queue::enqueue", Json.of(request))
             assert await core.drain(5.0)
-    async with running(tmp_path / "queue.db") as (_, user, log):
+    async with running(tmp_path / "queue.db") as (_, user, wait_empty):
         user.register("f", handler, task=True)
         with trio.fail_after(20):
-            await log.wait_empty(user, "default")
+            await wait_empty()
     assert sorted(seen) == list(range(300))

@@ -3,19 +3,31 @@
 import json
 import os
 import sys
-from typing import Any
+import uuid
+from typing import Any, Final
 
 import click
 import trio
 
-from ..protocol.errors import WireError
+from ..protocol import codec
+from ..protocol.errors import ProtocolError, WireError
 from ..sdk import InvocationError, InvocationTimeout, NotConnected, Reconnect, open_client
-from .serve import fail, leaves
+from .describe import describe
+from .failure import fail
 
-NO_ANSWER = (
+NO_ANSWER: Final = (
     "Timed out waiting for the engine (no response within the timeout). "
     "Is the engine running at the given address and port?"
 )
+TIMEOUT_MS: Final = 30_000
+
+
+class Unanswered(Exception):
+    """A call has no result; `str()` is what to tell the user."""
+
+
+class Unreachable(Unanswered):
+    """Nothing that could answer is there."""
 
 
 def payload_of(pairs: tuple[str, ...], text: str | None) -> Any:
@@ -23,8 +35,8 @@ def payload_of(pairs: tuple[str, ...], text: str | None) -> Any:
     value: Any = {}
     if text is not None:
         try:
-            value = json.loads(text)
-        except ValueError:
+            value = codec.decode_value(text.encode())
+        except ProtocolError:
             raise click.UsageError(f"--json: invalid JSON `{text}`") from None
         if pairs and not isinstance(value, dict):
             raise click.UsageError("--json must be an object when combined with kv pairs")
@@ -35,8 +47,8 @@ def payload_of(pairs: tuple[str, ...], text: str | None) -> Any:
         if not key:
             raise click.UsageError(f"payload key must not be empty (got `{pair}`)")
         try:
-            value[key] = json.loads(word)
-        except ValueError:
+            value[key] = codec.decode_value(word.encode())
+        except ProtocolError:
             value[key] = word
     return value
 
@@ -52,34 +64,33 @@ def url_of(url: str | None, address: str | None, port: int | None) -> str:
 
 
 async def ask(url: str, function_id: str, payload: Any, timeout_s: float, namespace: str | None) -> Any:
-    """One call over a connection of its own. Raises `InvocationError`; an engine that is not there fails at once."""
-    with trio.fail_after(timeout_s):
-        name = f"iii-cli:{os.getpid()}"  # parallel runs must not claim one name
-        async with open_client(url, name=name, reconnect=Reconnect(max_retries=0)) as client:
-            return await client.call(function_id, payload, timeout=timeout_s, namespace=namespace)
-
-
-def run(url: str, function_id: str, payload: Any, timeout_ms: int, namespace: str | None = None) -> Any:
-    """`ask` for the command line: errors become text on stderr and exit status 1."""
+    """One call over a connection of its own: its result. Raises `Unanswered`; what is not there fails at once."""
+    name = f"iii-cli:trigger:{uuid.uuid4().hex[:8]}"  # parallel runs must not claim one name
     try:
-        return trio.run(ask, url, function_id, payload, timeout_ms / 1000, namespace)
-    except* (WireError, OSError, trio.TooSlowError) as group:
-        error = next(leaves(group))
-        if isinstance(error, NotConnected | OSError):
-            fail(f"No engine answers at {url}: {error}. Is it running there? (`python -m iii_trio serve` starts one.)")
-        if isinstance(error, InvocationTimeout | trio.TooSlowError):
-            fail(NO_ANSWER)
-        if isinstance(error, InvocationError):
-            body = {"code": error.code, "message": error.message, "stacktrace": error.stacktrace}
-            fail(json.dumps(body, indent=2, ensure_ascii=False))
-        raise
+        with trio.fail_after(timeout_s):
+            async with open_client(url, name=name, reconnect=Reconnect(max_retries=0)) as client:
+                return await client.call(function_id, payload, timeout=timeout_s, namespace=namespace)
+    except NotConnected as error:
+        raise Unreachable(
+            f"No engine answers at {url}: {error.message}. Is it running there? "
+            "(`python -m iii_trio serve` starts one.)"
+        ) from None
+    except (InvocationTimeout, trio.TooSlowError):
+        raise Unreachable(NO_ANSWER) from None
+    except InvocationError as error:
+        body = {"code": error.code, "message": error.message, "stacktrace": error.stacktrace}
+        raise Unanswered(json.dumps(body, indent=2, ensure_ascii=False)) from None
+    except WireError as error:
+        raise Unanswered(error.message) from None
+    except ValueError as error:  # an address that is none
+        raise Unreachable(str(error)) from None
 
 
-CONNECTION = (
+CONNECTION: Final = (
     click.option("--url", help="The engine, as ws://host:port; also III_URL."),
     click.option("--address", help="Its host (default localhost)."),
-    click.option("--port", type=int, help="Its worker port (default 49134)."),
-    click.option("--timeout-ms", type=click.IntRange(min=1), default=30_000, show_default=True),
+    click.option("--port", type=click.IntRange(1, 65535), help="Its worker port (default 49134)."),
+    click.option("--timeout-ms", type=click.IntRange(min=1), default=TIMEOUT_MS, show_default=True),
 )
 
 
@@ -90,13 +101,16 @@ def connection_options(command: Any) -> Any:
     return command
 
 
-@click.command()
+@click.command(add_help_option=False)
 @click.argument("function_path", required=False)
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--json", "text", help="The payload as JSON.")
 @click.option("-n", "--namespace", help="Namespace of the function.")
 @connection_options
+@click.option("-h", "--help", "wants_help", is_flag=True, help="Show this, or with FUNCTION_PATH what it takes.")
+@click.pass_context
 def trigger(
+    context: click.Context,
     function_path: str | None,
     pairs: tuple[str, ...],
     text: str | None,
@@ -105,16 +119,44 @@ def trigger(
     address: str | None,
     port: int | None,
     timeout_ms: int,
+    wants_help: bool,
 ) -> None:
     """Call FUNCTION_PATH once and print its result as JSON.
 
     Each VALUE is read as JSON if it is JSON, else as text: `trigger state::get scope=s key=k`.
     """
+    where, timeout_s = url_of(url, address, port), timeout_ms / 1000
+    if wants_help:
+        if function_path is not None:
+            show_help(context, where, function_path, timeout_s, namespace)
+        else:
+            click.echo(context.get_help())
+        return
     if function_path is None:
         raise click.UsageError("iii trigger: missing FUNCTION_PATH. Try: `iii trigger <fn-path> [args]`")
-    result = run(url_of(url, address, port), function_path, payload_of(pairs, text), timeout_ms, namespace)
+    payload = payload_of(pairs, text)
+    try:
+        result = trio.run(ask, where, function_path, payload, timeout_s, namespace)
+    except Unanswered as error:
+        fail(str(error))
     if result is not None:
         click.echo(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def show_help(context: click.Context, url: str, function_id: str, timeout_s: float, namespace: str | None) -> None:
+    """What a function is and takes, as the engine knows it; without an engine the help of the command."""
+    question = (
+        {"function_id": function_id} if namespace is None else {"function_id": function_id, "namespace": namespace}
+    )
+    try:
+        detail = trio.run(ask, url, "engine::functions::info", question, timeout_s, None)
+    except Unreachable as error:
+        click.echo(f"Warning: {error}", err=True)
+        click.echo(context.get_help())
+    except Unanswered as error:
+        fail(str(error))
+    else:
+        click.echo(describe(detail))
 
 
 def draw(node: dict[str, Any], prefix: str = "", mark: str = "") -> list[str]:
@@ -132,7 +174,10 @@ def draw(node: dict[str, Any], prefix: str = "", mark: str = "") -> list[str]:
 @connection_options
 def tree(as_json: bool, url: str | None, address: str | None, port: int | None, timeout_ms: int) -> None:
     """Print the live task tree of a running engine."""
-    result = run(url_of(url, address, port), "engine::tree", {}, timeout_ms)
+    try:
+        result = trio.run(ask, url_of(url, address, port), "engine::tree", {}, timeout_ms / 1000, None)
+    except Unanswered as error:
+        fail(str(error))
     if as_json:
         click.echo(json.dumps(result, indent=2, ensure_ascii=False))
     else:

@@ -1,4 +1,4 @@
-"""The command `iii-trio`, also `python -m iii_trio`: finds the subcommand and turns errors into one readable line."""
+"""The command `iii-trio`, also `python -m iii_trio`: finds the subcommand."""
 
 import sys
 from typing import Any
@@ -16,6 +16,8 @@ class Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `serve` in front of options that belong to it."""
         own = {"--help", "-h", "--version", "-v"}
+        if args[:1] == ["--no-update-check"]:
+            args = args[1:]  # there is nothing that checks, whatever the command
         if not args or (args[0].startswith("-") and args[0] not in own):
             args = ["serve", *args]
         return super().parse_args(ctx, args)

@@ -3,48 +3,52 @@
 import json
 import logging
 import os
-import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import click
 import trio
 
-from ..config import default_config, load_config
-from ..host.children import ScriptError
-from ..host.compose import Overrides, Running
+from ..__about__ import __version__
+from ..config import ConfigError, default_config, load_config
+from ..host.compose import Running
 from ..host.compose import serve as run
-from ..host.logs import start_logging
-from ..protocol.errors import ConfigError, StoreError
+from ..host.logs import LogLevelError, parse_levels, start_logging
+from ..host.plan import Overrides
+from ..host.signals import StopSignals
+from .failure import EXPECTED, fail_with
 
 log = logging.getLogger(__name__)
 
 DEFAULT_FILE = Path("config.yaml")
 
 
-def fail(message: str) -> NoReturn:
-    """End with status 1 and a message on stderr."""
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(1)
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions inside a group, however deep."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from leaves(inner)
-    else:
-        yield error
+def forget_ports(path: Path) -> None:
+    """Take an old file away: from now on it is there only while everything listens. Raises `ConfigError`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the ports file {path} cannot be written: {error.strerror}") from None
 
 
 def write_ports(path: Path, running: Running) -> None:
-    """Write the file in one step: whoever sees it sees all of it."""
+    """Write the file in one step: whoever sees it sees all of it. Raises `ConfigError`."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(running.ports()) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(running.ports()) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"the ports file {path} cannot be written: {error.strerror}") from None
     log.info("ports are written to %s", path)
+
+
+def check_level(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """Refuse a level that is not understood as the usage error it is."""
+    try:
+        parse_levels(value)
+    except LogLevelError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
 
 
 @click.command()
@@ -57,7 +61,11 @@ def write_ports(path: Path, running: Running) -> None:
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Directory of the stores (default ./data).")
 @click.option("--reload", is_flag=True, help="Run a script again when its source changes.")
 @click.option(
-    "--log-level", default="info", show_default=True, help="A level, or filters such as iii_trio.engine=debug."
+    "--log-level",
+    default="info",
+    show_default=True,
+    callback=check_level,
+    help="A level, or filters such as iii_trio.engine=debug,info.",
 )
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option(
@@ -89,23 +97,15 @@ def serve(
         raise click.UsageError("--defaults and --config exclude each other")
     if path is None and not defaults and DEFAULT_FILE.exists():
         path = DEFAULT_FILE
+    overrides = Overrides(host=host, port=port, http_port=http_port, data_dir=data_dir)
     try:
-        with start_logging("json" if log_format == "json" else "text", log_level):
+        # outermost, so that a second signal also ends a process that cannot get rid of its output
+        with StopSignals() as stop, start_logging("json" if log_format == "json" else "text", log_level):
+            log.info("iii-trio %s, configuration: %s", __version__, path or "the default set, no file")
             config = default_config(os.environ) if path is None else load_config(path, os.environ)
-            log.info("configuration: %s", path or "the default set, no file")
-            overrides = Overrides(host=host, port=port, http_port=http_port, data_dir=data_dir)
-
-            async def main() -> None:
-                async with trio.open_nursery() as nursery:
-                    running = await nursery.start(
-                        partial(run, config, overrides, scripts=scripts, reload=reload), name="serve"
-                    )
-                    if ports_file is not None:
-                        write_ports(ports_file, running)
-
-            trio.run(main)
-    except* (ConfigError, StoreError, ScriptError, ValueError) as group:
-        unexpected = [e for e in leaves(group) if not isinstance(e, (ConfigError, StoreError, ScriptError))]
-        if unexpected:
-            raise
-        fail("; ".join(dict.fromkeys(str(error) for error in leaves(group))))
+            if ports_file is not None:
+                forget_ports(ports_file)
+            on_ready = (lambda _: None) if ports_file is None else partial(write_ports, ports_file)
+            trio.run(partial(run, config, overrides, stop=stop, scripts=scripts, reload=reload, on_ready=on_ready))
+    except (*EXPECTED, ExceptionGroup) as error:
+        fail_with(error)

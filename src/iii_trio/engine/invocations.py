@@ -208,11 +208,14 @@ class Invocations:
             return Outcome.failed(WireError(text, errors.TOO_MANY_CALLS))
         waits = reply_id is not None or on_done is not None
         calls = origin.calls
-        # a caller that re-uses an id that is still pending gets both answers, under the id it chose
-        key = self.new_id() if reply_id is None or reply_id in calls else reply_id
+        key = self.new_id() if reply_id is None else reply_id
+        while key in calls:
+            key = self.new_id()  # a caller that re-uses an id that is still pending gets both answers, under its id
         executor = entry.owner
         running = executor.running
-        wire_id = key if key not in running else self.new_id()
+        wire_id = key
+        while wire_id in running:
+            wire_id = self.new_id()
         now = self._now or self.tick()
         call = Call(
             self, entry, origin if waits else None, origin, executor, wire_id, reply_id, key, 0.0, now,
@@ -256,7 +259,7 @@ class Invocations:
             call.bucket.discard(call)
             call.bucket = None
         if state is RUNNING:
-            self._count(call, failed=not outcome.ok)
+            self._count(call, failed=bool(outcome.error))
             self._hand_over(call, outcome)
             return
         self.counters.late_results += 1

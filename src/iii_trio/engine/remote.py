@@ -313,7 +313,7 @@ class RemotePeer(Peer):
         if envelope.invocation_id is None:
             self._bad_frame(frame, "an invocationresult needs an invocation_id")
             return
-        call = self._running(envelope.invocation_id)
+        call = self.running.get(envelope.invocation_id) or self._running(envelope.invocation_id)
         if call is None:
             self.core.counters.late_results += 1
             return

@@ -1,75 +1,73 @@
 """From a configuration to a running process: settings, stores, engine, modules, worker port, children, and the way down.
 
 serve ─ stores ─ engine ─ modules ─ worker port (last: an open port means ready) ─ children
-stop  ─ drain: root work stops, nested calls go on ─ grace ─ sockets closed 1012 ─ children ─ modules ─ stores
+stop  ─ drain: root work stops, nested calls go on ─ worker sockets closed 1012 · children · HTTP ─ modules ─ stores
+
+The way down takes `shutdown_grace_ms`, whatever hangs: `DRAIN_SHARE` of it is for running calls, `ENDING_SHARE` for
+sockets, children and HTTP connections to end, all at the same time, and the rest for what is left. Only the stores are
+not hurried: what was acknowledged is on disk anyway, and what was not is being written.
 """
 
 import logging
-import os
-import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
-from ..config import (
-    EngineConfig,
-    Entry,
-    HttpSettings,
-    Live,
-    PubSubSettings,
-    QueueModuleSettings,
-    StateSettings,
-    WorkerManagerSettings,
-    read_settings,
-)
+from ..config import EngineConfig, HttpSettings, Live, WorkerManagerSettings
 from ..engine import Engine, Listener, open_engine
+from ..engine.engine import EngineStatistics
+from ..engine.listener import ListenerStatistics
 from ..modules.http import HttpModule
 from ..modules.introspection import IntrospectionModule
 from ..modules.pubsub import PubSubModule
 from ..modules.queue import QueueModule
 from ..modules.state import StateModule
-from ..protocol.errors import ConfigError
-from ..protocol.limits import CLOSE_S
-from ..stores import Store, open_memory, open_sqlite
+from ..stores import Store, StoreStatistics, open_memory, open_sqlite
 from .children import Children, resolve_scripts
-from .supervise import Module, supervise
+from .plan import Overrides, Plan, make_plan
+from .signals import StopSignals
+from .supervise import Module, Supervised, SupervisedStatistics
 
 log = logging.getLogger(__name__)
 
-NOT_HERE: Final = ("stream", "cron", "configuration", "observability", "telemetry", "http-functions", "exec", "bridge")
-"""Workers that a configuration may list and that this release does not have."""
+DRAIN_SHARE: Final = 0.75
+ENDING_SHARE: Final = 0.2
+STOPPING: Final = "the engine is stopping"
 
 
-@define(kw_only=True)
-class Overrides:
-    """What the command line says over the file: a port or host of None leaves the file's."""
+@frozen
+class HostStatistics:
+    """Everything that runs in this process."""
 
-    host: str | None = None
-    port: int | None = None
-    http_port: int | None = None
-    data_dir: Path | None = None
+    engine: EngineStatistics
+    modules: tuple[SupervisedStatistics, ...]
+    stores: tuple[StoreStatistics, ...]
+    listeners: tuple[ListenerStatistics, ...]
 
 
 @define(eq=False)
 class Running:
-    """A running engine and the parts a caller may ask about."""
+    """A running engine and its parts. `ending_s`: how long (s) sockets may take to close when it stops."""
 
     core: Engine
-    config: EngineConfig
+    ending_s: float
+    stores: tuple[Store, ...]
+    modules: Mapping[str, Supervised]
     listeners: tuple[Listener, ...]
     http: HttpModule | None
+    _ends_at: float | None = field(default=None, init=False)
 
     @property
     def worker_url(self) -> str:
         """Where workers of this machine connect."""
         host, port = self.listeners[0].addresses[0]
-        shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        return f"ws://[{shown}]:{port}" if ":" in shown else f"ws://{shown}:{port}"
+        return _url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
 
     def ports(self) -> dict[str, tuple[str, int]]:
         """The first address of each port: `worker`, and `http` where it is served."""
@@ -78,180 +76,180 @@ class Running:
             ports["http"] = self.http.addresses[0]
         return ports
 
+    def close(self) -> None:
+        """Begin to close what faces outward: worker sockets, with a code after which every SDK reconnects, and HTTP."""
+        if self._ends_at is not None:
+            return
+        self._ends_at = trio.current_time() + self.ending_s
+        for listener in self.listeners:
+            listener.close_all(1012, STOPPING)
+        if "http" in self.modules:
+            self.modules["http"].stop()
 
-@define(eq=False)
-class _Plan:
-    """What the configuration asks for, checked before anything is opened."""
+    async def wait_closed(self) -> None:
+        """Wait for the worker sockets, no longer than `ending_s` after `close`, and also when cancelled."""
+        assert self._ends_at is not None
+        with trio.CancelScope(deadline=self._ends_at, shield=True):
+            for listener in self.listeners:
+                await listener.wait_closed()
 
-    listeners: list[WorkerManagerSettings] = field(factory=list)
-    http: HttpSettings | None = None
-    state: StateSettings | None = None
-    queue: QueueModuleSettings | None = None
-    pubsub: PubSubSettings | None = None
-    notes: list[str] = field(factory=list)
-
-
-def plan(config: EngineConfig, overrides: Overrides) -> _Plan:
-    """Read every block. Raises `ConfigError` naming file, line and key; nothing has been started then."""
-    result = _Plan(notes=list(config.notes))
-
-    def block(cls: type[Any], entry: Entry) -> Any:
-        structured = read_settings(cls, entry)
-        result.notes += structured.notes
-        given = ", ".join(structured.given)
-        source = f"{given} from {config.source}, the rest defaults" if given else "defaults"
-        log.info("worker %s: %s", entry.label, source)
-        return structured.settings
-
-    for entry in config.entries:
-        if entry.name == "worker-manager":
-            settings: WorkerManagerSettings = block(WorkerManagerSettings, entry)
-            if settings.rbac is not None or settings.middleware_function_id is not None:
-                # never open a port more widely than its owner asked for
-                what = "rbac" if settings.rbac is not None else "middleware_function_id"
-                raise ConfigError(
-                    f"'{entry.label}' asks for '{what}', which this release does not have; the engine does not start "
-                    "with less access control than configured. Remove the key to run without it."
-                )
-            result.listeners.append(settings)
-        elif entry.name == "http":
-            result.http = block(HttpSettings, entry)
-        elif entry.name == "state":
-            result.state = block(StateSettings, entry)
-        elif entry.name == "queue":
-            result.queue = block(QueueModuleSettings, entry)
-        elif entry.name == "pubsub":
-            result.pubsub = block(PubSubSettings, entry)
-        elif entry.name in NOT_HERE and entry.listed_as is not None:
-            result.notes.append(f"'{entry.listed_as}' is not part of this release and does not run")
-    first = result.listeners[0]
-    result.listeners[0] = evolve(
-        first, host=overrides.host or first.host, port=first.port if overrides.port is None else overrides.port
-    )
-    if result.http is not None:
-        result.http = evolve(
-            result.http,
-            host=overrides.host or result.http.host,
-            port=result.http.port if overrides.http_port is None else overrides.http_port,
+    def statistics(self) -> HostStatistics:
+        """A frozen picture of everything."""
+        return HostStatistics(
+            engine=self.core.statistics(),
+            modules=tuple(module.statistics() for module in self.modules.values()),
+            stores=tuple(store.statistics() for store in self.stores),
+            listeners=tuple(listener.statistics() for listener in self.listeners),
         )
-    return result
 
 
 @asynccontextmanager
 async def open_host(config: EngineConfig, overrides: Overrides | None = None) -> AsyncIterator[Running]:
     """Everything but children and signals, for the length of the block; leaving it closes workers, modules and stores.
 
-    Raises `ConfigError` or `StoreError` with a text for the user when something cannot start.
+    Raises `ConfigError`, `StoreError` or `StartError` with a text for the user when something cannot start; what had
+    started is closed then.
     """
-    overrides = overrides or Overrides()
-    wanted = plan(config, overrides)
-    for note in wanted.notes:
+    plan = make_plan(config, overrides or Overrides())
+    for note in plan.notes:
         log.warning("%s", note)
-    data_dir = overrides.data_dir or config.data_dir
+    ending_s = config.shutdown_grace_ms / 1000 * ENDING_SHARE
     async with AsyncExitStack() as stack:
-        opened: dict[Path, Store] = {}
-
-        async def store(directory: Path | None) -> Store:
-            if directory is None:
-                return await stack.enter_async_context(open_memory())
-            path = directory.absolute() / "store.sqlite3"
-            if path not in opened:
-                opened[path] = await stack.enter_async_context(open_sqlite(path))
-            return opened[path]
-
-        modules: dict[str, Callable[[], Module]] = {}
-        if wanted.state is not None:
-            values = (await store(wanted.state.adapter.directory(data_dir / "state"))).key_value("state")
-            modules["state"] = partial(StateModule, Live(wanted.state), values)
-        if wanted.queue is not None:
-            jobs = (await store(wanted.queue.adapter.directory(data_dir / "queue"))).job_log()
-            modules["queue"] = partial(QueueModule, Live(wanted.queue), jobs)
-        if wanted.pubsub is not None:
-            modules["pubsub"] = partial(PubSubModule, Live(wanted.pubsub))
-        modules["introspection"] = IntrospectionModule
-        http: HttpModule | None = None
-        if wanted.http is not None:
-            http = HttpModule(Live(wanted.http))
-            modules["http"] = partial(_same, http)
-
+        stores = _Stores(stack)
+        makers = await _modules_with_stores(plan, stores)
+        if plan.pubsub is not None:
+            makers["pubsub"] = partial(PubSubModule, Live(plan.pubsub))
+        makers["introspection"] = IntrospectionModule
+        http = None if plan.http is None else HttpModule(Live(plan.http), grace_s=ending_s)
+        if http is not None:
+            makers["http"] = partial(_again, http)
         core = await stack.enter_async_context(
             open_engine(grace_s=config.grace_ms / 1000, default_timeout_s=config.default_invocation_timeout_ms / 1000)
         )
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
-        for name, make in modules.items():
-            await nursery.start(partial(supervise, core, name, make), name=f"supervise {name}")
-        listeners = tuple(
-            Listener(
-                core=core,
-                host=settings.host,
-                port=settings.port,
-                handshake_timeout_s=settings.handshake_timeout_ms / 1000,
-            )
-            for settings in wanted.listeners
-        )
-        for listener in listeners:
-            await nursery.start(listener.run, name="worker port")
-            for host, port in listener.addresses:
-                if host in ("0.0.0.0", "::"):
-                    log.warning("the worker port %s is open to the network WITHOUT access control", port)
-                log.info("workers connect to %s:%d", f"[{host}]" if ":" in host else host, port)
+        modules = {name: Supervised(core, name, make) for name, make in makers.items()}
+        for name, supervised in modules.items():
+            await nursery.start(supervised.run, name=f"supervisor of {name}")
+        if http is not None:
+            _keep_port(http)
+        listeners = tuple([await _listen(core, nursery, settings) for settings in plan.listeners])
         core.serving()
+        running = Running(core, ending_s, tuple(stores.opened.values()), modules, listeners, http)
         try:
-            yield Running(core, config, listeners, http)
+            yield running
         finally:
-            for listener in listeners:
-                listener.close_all(1012, "the engine is stopping")
-            with trio.move_on_after(CLOSE_S) as closing:
-                closing.shield = True
-                for listener in listeners:
-                    await listener.wait_closed()
+            running.close()
+            await running.wait_closed()
 
 
-def _same(module: HttpModule) -> HttpModule:
-    """The HTTP module keeps its addresses over a restart, so it is one object."""
-    return module
+@define(eq=False)
+class _Stores:
+    """The stores of this process, each opened once; `stack` closes them."""
+
+    stack: AsyncExitStack
+    opened: dict[Path | str, Store] = field(factory=dict)
+
+    async def open(self, name: str, directory: Path | None) -> Store:
+        """The store in a directory, or one in memory for `name` alone."""
+        key = name if directory is None else _file_in(directory)
+        if key not in self.opened:
+            opening = open_sqlite(key) if isinstance(key, Path) else open_memory()
+            self.opened[key] = await self.stack.enter_async_context(opening)
+        return self.opened[key]
+
+
+def _file_in(directory: Path) -> Path:
+    return directory.absolute() / "store.sqlite3"
+
+
+async def _modules_with_stores(plan: Plan, stores: _Stores) -> dict[str, Callable[[], Module]]:
+    makers: dict[str, Callable[[], Module]] = {}
+    if plan.state is not None:
+        store = await stores.open("state", plan.state.adapter.directory(plan.data_dir / "state"))
+        makers["state"] = partial(StateModule, Live(plan.state), store.key_value("state"))
+    if plan.queue is not None:
+        store = await stores.open("queue", plan.queue.adapter.directory(plan.data_dir / "queue"))
+        makers["queue"] = partial(QueueModule, Live(plan.queue), store.job_log())
+    return makers
+
+
+def _again(http: HttpModule) -> HttpModule:
+    """The HTTP module is one object for all its lives: who holds it finds the addresses of the present one."""
+    return http
+
+
+def _keep_port(http: HttpModule) -> None:
+    """A port that the system chose is this engine's from now on, also when the module has to start again."""
+    settings: Live[HttpSettings] = http.settings
+    settings.set(evolve(settings.value, port=http.addresses[0][1]))
+
+
+async def _listen(core: Engine, nursery: trio.Nursery, settings: WorkerManagerSettings) -> Listener:
+    listener = Listener(
+        core=core,
+        host=settings.host,
+        port=settings.port,
+        handshake_timeout_s=settings.handshake_timeout_ms / 1000,
+    )
+    await nursery.start(listener.run, name="worker port")
+    for host, port in listener.addresses:
+        url = _url(host, port)
+        log.info("workers connect to %s", url)
+        if not ip_address(host).is_loopback:
+            log.warning(
+                "%s IS OPEN TO THE NETWORK, WITHOUT ACCESS CONTROL: who reaches it can call and replace everything", url
+            )
+    return listener
+
+
+def _url(host: str, port: int) -> str:
+    return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
 
 
 async def serve(
     config: EngineConfig,
     overrides: Overrides | None = None,
     *,
+    stop: StopSignals,
     scripts: tuple[str, ...] = (),
     reload: bool = False,
-    environ: Mapping[str, str] | None = None,
-    on_line: Callable[[str, str], None] | None = None,
-    task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
+    on_ready: Callable[[Running], None] = lambda running: None,
 ) -> None:
-    """Run until SIGINT or SIGTERM, then drain and stop; a second signal exits the process at once.
+    """Run until the first stop signal, then drain and stop.
 
-    `scripts` run as supervised children once the engine serves. `on_line(name, line)` gets what they print.
-    Raises `ConfigError`, `StoreError` or `ScriptError` when something cannot start; nothing is left running then.
+    `scripts` run as supervised children once the engine serves, with III_URL set; what they print goes to the log.
+    `on_ready` is called when everything listens. Raises `ConfigError`, `StoreError`, `StartError` or `ScriptError` when
+    something cannot start; nothing is left running then.
     """
     resolved = resolve_scripts(scripts)
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            async with open_host(config, overrides) as running, trio.open_nursery() as children:
-                if resolved:
-                    env = {**(os.environ if environ is None else environ), "III_URL": running.worker_url}
-                    await children.start(Children(resolved, env, on_line or _log_line, reload).run, name="children")
-                task_status.started(running)
-                number = await anext(signals)
-                nursery.start_soon(_exit_at_second_signal, signals, name="second signal")
-                grace_s = config.shutdown_grace_ms / 1000
-                log.info("%s: draining, at most %.1f s", signal.Signals(number).name, grace_s)
-                if not await running.core.drain(grace_s):
-                    log.warning("calls are still running after the grace; they are cancelled")
-                for listener in running.listeners:
-                    listener.close_all(1012, "the engine is stopping")
-                children.cancel_scope.cancel()
+    grace_s = config.shutdown_grace_ms / 1000
+    asked, up = trio.Event(), False
+
+    async def watch() -> None:
+        await stop.wait()
+        asked.set()
+        if not up:
             nursery.cancel_scope.cancel()
-    log.info("stopped")
 
-
-async def _exit_at_second_signal(signals: AsyncIterator[int]) -> None:
-    number = await anext(signals)
-    os._exit(128 + number)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, name="stop signals")
+        async with open_host(config, overrides) as running, trio.open_nursery() as children:
+            if resolved:
+                service = Children(
+                    resolved, {"III_URL": running.worker_url}, _log_line, reload, stop_grace_s=running.ending_s
+                )
+                await children.start(service.run, name="children")
+            on_ready(running)
+            up = True
+            await asked.wait()
+            log.info("%s: stopping, within %.1f s", stop.name, grace_s)
+            if not await running.core.drain(grace_s * DRAIN_SHARE):
+                log.warning("%d calls did not end in time and are cancelled", running.core.statistics().running)
+            running.close()
+            children.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
+    log.info("stopped" if up else f"stopped by {stop.name} before everything was up")
 
 
 def _log_line(name: str, line: str) -> None:

@@ -6,18 +6,17 @@ logged once, with an incident id that `engine::health::check` shows until the mo
 
 import logging
 import uuid
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import trio
+from attrs import define, field, frozen
 
 from ..engine import Engine
+from ..protocol.errors import IIIError
+from .children import Backoff
 
 log = logging.getLogger(__name__)
-
-FIRST_DELAY_S: Final = 0.5
-MOST_DELAY_S: Final = 30.0
-RESET_AFTER_S: Final = 60.0
 
 
 class Module(Protocol):
@@ -26,36 +25,99 @@ class Module(Protocol):
     async def run(self, core: Engine, *, task_status: trio.TaskStatus[None]) -> None:
         """Run. What is raised before `started()` stops the engine; what is raised later restarts the module."""
 
+    def statistics(self) -> object:
+        """A frozen picture of what the module does and holds."""
 
-async def supervise(
-    core: Engine,
-    name: str,
-    make: Callable[[], Module],
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Run a module until cancelled; each restart gets a fresh one from `make`, after 0.5 s doubling to 30 s."""
-    first_start = True
-    delay = FIRST_DELAY_S
-    while True:
-        began = core.clock.now()
+
+def leaves(error: Exception) -> Iterator[Exception]:
+    """The exceptions inside a group, however deep; an exception that is no group is its own leaf."""
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+class StartError(IIIError):
+    """A module could not start; `str()` names it and says why."""
+
+
+@frozen
+class SupervisedStatistics:
+    """One module: its `state` as `engine::health::check` shows it, how often it was restarted, its own statistics."""
+
+    name: str
+    state: str
+    restarts: int
+    module: object
+
+
+@define(eq=False)
+class Supervised:
+    """One module and its supervisor. `make` gives a fresh module for each start."""
+
+    core: Engine
+    name: str
+    make: Callable[[], Module]
+    _restarts: int = field(default=0, init=False)
+    _module: Module | None = field(default=None, init=False)
+    _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
+
+    async def run(self, *, task_status: trio.TaskStatus["Supervised"] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the module until cancelled or stopped; it starts again after 0.5 s, then twice the wait before, up to 30 s.
+
+        Raises `StartError` when the first start fails.
+        """
+        clock, modules = self.core.clock, self.core.modules
+        backoff = Backoff()
+        first = True
         try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(make().run, core, name=f"{name} module")
-                core.modules[name] = "running"
-                if first_start:
-                    first_start = False
-                    task_status.started()
-        except Exception as error:
-            if first_start:
-                raise
-            incident = uuid.uuid4().hex[:12]
-            log.error("module %s failed (incident %s); restarting in %.1f s", name, incident, delay, exc_info=error)
-            core.modules[name] = f"restarting (incident {incident})"
-        else:
-            log.error("module %s ended by itself; restarting in %.1f s", name, delay)
-            core.modules[name] = "restarting"
-        if core.clock.now() - began >= RESET_AFTER_S:
-            delay = FIRST_DELAY_S
-        await trio.sleep(delay)
-        delay = min(delay * 2, MOST_DELAY_S)
+            with self._scope:
+                while True:
+                    began = clock.now()
+                    state, failure = "restarting", None
+                    try:
+                        async with trio.open_nursery() as nursery:
+                            self._module = self.make()
+                            await nursery.start(self._module.run, self.core, name=f"{self.name} module")
+                            modules[self.name] = "running"
+                            if first:
+                                first = False
+                                task_status.started(self)
+                    except Exception as error:
+                        if first:
+                            raise _start_error(self.name, error) from error
+                        failure = error
+                        state = f"restarting (incident {uuid.uuid4().hex[:12]})"
+                    modules[self.name] = state
+                    wait_s = backoff.after(clock.now() - began)
+                    how = "ended by itself" if failure is None else "failed"
+                    log.error("module %s %s; %s in %.1f s", self.name, how, state, wait_s, exc_info=failure)
+                    self._restarts += 1
+                    await trio.sleep(wait_s)
+        finally:
+            modules[self.name] = "stopped"
+
+    def stop(self) -> None:
+        """Begin to stop the module; `run` returns when it has ended."""
+        self._scope.cancel()
+
+    def statistics(self) -> SupervisedStatistics:
+        """A frozen picture of the module; its own part is None before its first start."""
+        return SupervisedStatistics(
+            self.name,
+            self.core.modules.get(self.name, "starting"),
+            self._restarts,
+            None if self._module is None else self._module.statistics(),
+        )
+
+
+def _start_error(name: str, error: Exception) -> StartError:
+    """What to tell the user: what was raised on purpose, else where the log has the rest."""
+    causes = list(leaves(error))
+    if all(isinstance(cause, IIIError) for cause in causes):
+        return StartError(f"failed to initialize worker '{name}': {'; '.join(map(str, causes))}")
+    incident = uuid.uuid4().hex[:12]
+    log.error("module %s could not start (incident %s)", name, incident, exc_info=error)
+    shown = "; ".join(f"{type(cause).__name__}: {cause}" for cause in causes)
+    return StartError(f"failed to initialize worker '{name}': {shown} (incident {incident} in the log)")

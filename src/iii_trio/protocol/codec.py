@@ -155,6 +155,7 @@ class _Reader:
                 raw = bytes(value)
                 # null is "no value" for optional JSON, and a value where the default says so (config, data, result)
                 if raw and (raw != b"null" or name in _NULL_IS_A_VALUE):
+                    decode_value(raw)  # kept and looked into later, by whoever: what cannot be read fails here
                     values[name] = Json(raw)
             elif value is not None or default is attrs.NOTHING:
                 values[name] = value

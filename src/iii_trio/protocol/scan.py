@@ -1,7 +1,7 @@
 """What valid JSON text holds that would break somebody further on, found without building objects of it.
 
-A payload travels as raw text, so nobody here decodes it; these questions are answered by searching. Each is linear in
-the text and takes memory of the text's size at most, whatever is in it.
+A payload travels as raw text, so nobody here decodes it; these questions are answered by searching. Whatever is in the
+text, the time they take is in proportion to its length, and so is the memory: a few copies of it at most.
 """
 
 import re
@@ -13,7 +13,7 @@ from .limits import KIB
 _MARKS: Final = bytes.maketrans(b"{}", b"[]")
 _NOT_MARKS: Final = bytes(set(range(256)) - set(b'[]{}"'))
 _STEPS: Final = bytes.maketrans(b"[]", b"\x01\xff")
-_PIECE: Final = 1024 * KIB
+_PIECE: Final = 64 * KIB
 
 _LONE_SURROGATE: Final = re.compile(
     rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..\\u[dD])[c-fC-F])", re.DOTALL

@@ -13,10 +13,11 @@ from attrs import define, field
 
 START_S = 30.0
 STOP_S = 20.0
+COMMAND = (sys.executable, "-m", "iii_trio")
 
 
 class EngineFailed(AssertionError):
-    """The engine ended, or did not start in time; the text has its output."""
+    """The engine ended, did not start in time, or did not print what was waited for; the text has its output."""
 
 
 @define(eq=False)
@@ -27,8 +28,8 @@ class EngineProcess:
     port: int = 0
     http_port: int = 0
     output: list[str] = field(factory=list)
-    _ready: trio.Event = field(factory=trio.Event)
-    _ended: trio.Event = field(factory=trio.Event)
+    _ended: bool = field(default=False, init=False)
+    _news: trio.Event = field(factory=trio.Event, init=False)
 
     @property
     def url(self) -> str:
@@ -40,60 +41,81 @@ class EngineProcess:
         """Where HTTP requests go."""
         return f"http://127.0.0.1:{self.http_port}"
 
+    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Send a signal, and wait for nothing."""
+        self.process.send_signal(number)
+
     async def kill(self) -> None:
         """SIGKILL, and wait for the end."""
         self.process.kill()
-        await self._ended.wait()
+        await self.wait()
 
     async def stop(self) -> int:
         """SIGTERM, and wait for the end; returns the exit status. Raises `EngineFailed` after 20 s."""
-        self.process.send_signal(signal.SIGTERM)
+        self.signal()
         return await self.wait()
 
     async def wait(self) -> int:
-        """Wait for the end, at most 20 s; returns the exit status."""
+        """Wait for the end, and the last line of output, at most 20 s; returns the exit status."""
         with trio.move_on_after(STOP_S):
-            await self._ended.wait()
+            while not self._ended:
+                await self._news.wait()
             status = self.process.returncode
             assert status is not None
             return status
-        raise EngineFailed(f"still running after {STOP_S} s:\n" + "\n".join(self.output))
+        raise self._failed(f"still running after {STOP_S} s")
+
+    async def line(self, text: str, count: int = 1) -> str:
+        """Wait until `count` lines with `text` in them have been printed; returns the last of those.
+
+        Raises `EngineFailed` when the engine ends without, or after 30 s.
+        """
+        with trio.move_on_after(START_S):
+            while True:
+                found = [line for line in self.output if text in line]
+                if len(found) >= count:
+                    return found[count - 1]
+                if self._ended:
+                    raise self._failed(f"the engine has ended without printing {text!r} ({count})")
+                await self._news.wait()
+        raise self._failed(f"no {text!r} ({count}) after {START_S} s")
+
+    def _failed(self, what: str) -> EngineFailed:
+        return EngineFailed(f"{what}:\n" + "\n".join(self.output))
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
         rest = b""
         async for chunk in self.process.stdout:
             *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self.output.append(line.decode(errors="replace"))
-                if b"ports are written to" in line:
-                    self._ready.set()
+            self.output += [line.decode(errors="replace") for line in lines]
+            self._tell()
         await self.process.wait()
-        self._ended.set()
-        self._ready.set()
+        self._ended = True
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
 
 
 @asynccontextmanager
-async def run_engine(
+async def start_engine(
     directory: Path,
     *arguments: str,
     port: int = 0,
     http_port: int = 0,
     environ: Mapping[str, str] | None = None,
-    command: Sequence[str] = (sys.executable, "-m", "iii_trio"),
+    command: Sequence[str] = COMMAND,
 ) -> AsyncIterator[EngineProcess]:
-    """An engine that keeps its data in `directory`, for the length of the block; it is killed at the end if it runs.
-
-    `arguments` go to `serve`; port 0 takes a free one. Raises `EngineFailed` with its output when it does not start.
-    """
-    ports = directory / "ports.json"
+    """As `run_engine`, but the block begins at once: it may signal an engine that starts, or see it fail."""
     process = await trio.lowlevel.open_process(
         [
             *command,
             "serve",
-            *arguments,
-            *("--data-dir", str(directory / "data"), "--ports-file", str(ports), "--log-format", "text"),
+            *("--data-dir", str(directory / "data"), "--ports-file", str(directory / "ports.json")),
             *("--port", str(port), "--http-port", str(http_port)),
+            *arguments,
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -105,19 +127,33 @@ async def run_engine(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine._read, name="engine output")
         try:
-            with trio.move_on_after(START_S):
-                await engine._ready.wait()
-            if not engine._ready.is_set() or engine._ended.is_set():
-                raise EngineFailed("the engine did not start:\n" + "\n".join(engine.output))
-            bound = json.loads(ports.read_text())
-            engine.port = bound["worker"][1]
-            engine.http_port = bound.get("http", (None, 0))[1]
             yield engine
         finally:
             process.kill()
-            with trio.move_on_after(STOP_S) as waiting:
-                waiting.shield = True  # the block may have been cancelled, and the reading task with it
+            with trio.move_on_after(STOP_S, shield=True):  # the block may have been cancelled, and the reading task with it
                 await process.wait()
                 assert process.stdout is not None
                 await process.stdout.aclose()
             nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def run_engine(
+    directory: Path,
+    *arguments: str,
+    port: int = 0,
+    http_port: int = 0,
+    environ: Mapping[str, str] | None = None,
+    command: Sequence[str] = COMMAND,
+) -> AsyncIterator[EngineProcess]:
+    """An engine that keeps its data in `directory`, for the length of the block; it is killed at the end if it runs.
+
+    `arguments` go to `serve`; port 0 takes a free one. Raises `EngineFailed` with its output when it does not start.
+    """
+    starting = start_engine(directory, *arguments, port=port, http_port=http_port, environ=environ, command=command)
+    async with starting as engine:
+        await engine.line("ports are written to")
+        bound = json.loads((directory / "ports.json").read_text())
+        engine.port = bound["worker"][1]
+        engine.http_port = bound.get("http", (None, 0))[1]
+        yield engine

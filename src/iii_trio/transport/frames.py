@@ -37,7 +37,7 @@ _WHOLE_BINARY: Final = FINAL | BINARY
 _MASKED: Final = 0x80
 _CONTROL: Final = 0x8
 _ZERO_KEY: Final = b"\0\0\0\0"
-# A frame whose header alone is an error has no end: wsproto gets all that follows until it says so.
+# A frame with the wrong mask bit is an error whatever its length: wsproto gets all that follows until it says so.
 _ENDLESS: Final = 1 << 63
 
 _XOR: Final = tuple(bytes(byte ^ key for byte in range(256)) for key in range(256))
@@ -242,7 +242,7 @@ class Framing:
             start = position + 2 + key_size
             least = 0
             if length > 125:
-                if length > 127 or first & _CONTROL:
+                if length > 127:
                     return self._to_protocol(data, position, _ENDLESS, texts)
                 extended, least = (2, 126) if length == 126 else (8, 65536)
                 if size - position < 2 + extended:

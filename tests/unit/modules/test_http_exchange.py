@@ -70,7 +70,7 @@ class Client:
         self.ended = trio.Event()
         self.ended_at = 0.0
         self._to_app, self._inbox = trio.open_memory_channel[dict[str, Any]](1000)
-        if body or not fields.get("transfer-encoding"):
+        if body or not fields.keys() & {"transfer-encoding", "content-length"}:
             self.sends(body, more=False)
 
     def sends(self, chunk: bytes, *, more: bool = True) -> None:
@@ -519,6 +519,18 @@ async def test_a_body_above_the_limit_is_413_and_the_rest_is_read_off(
         assert client.unread == 0
         assert inputs == []
         assert house.answers(Answer.TOO_LARGE) == 1
+
+
+async def test_a_declared_length_above_the_limit_is_refused_before_the_body_comes(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with open_house(body_limit=10) as house:
+        house.route("/x", method="POST")
+        client = house.client("POST", "/x", JSON | {"content-length": "11"})
+        nursery.start_soon(client.run)
+        await wait_all_tasks_blocked()
+        assert client.reply is not None
+        assert client.reply.status == 413
 
 
 async def test_a_body_of_exactly_the_limit_is_taken(

@@ -213,7 +213,7 @@ def test_statistics_count_serving_and_standing_by() -> None:
     for path, method in (("/a", "GET"), ("/a", "GET"), ("/a", "POST"), ("/b/:c", "GET")):
         bound(routes, path, method)
     statistics = routes.statistics()
-    assert (statistics.serving, statistics.standing_by, statistics.paths) == (3, 1, 2)
+    assert (statistics.serving, statistics.standing_by, statistics.nodes) == (3, 1, 4)
 
 
 # -- against brute force ----------------------------------------------------------------------------------------------

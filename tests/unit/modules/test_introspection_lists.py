@@ -381,11 +381,13 @@ async def test_what_one_worker_registers_cannot_spoil_the_list_for_others() -> N
         worker.send_text(
             b'{"type":"registertrigger","id":"o","trigger_type":"x","function_id":"odd::f","config":{"n":-1e999}}'
         )
+        worker.register("odd::g", metadata={"n": 1})
         await ready(worker)
+        for _ in range(2):
+            assert (await worker.next("error"))["error"]["code"] == "invalid_message"
         [row] = (await ask(user, "engine::functions::list", {"prefix": "odd"}))["functions"]
-        assert "metadata" not in row
-        [row] = (await ask(user, "engine::registered-triggers::list", {"state": "parked"}))["registered_triggers"]
-        assert row["config"] is None
+        assert (row["function_id"], row["metadata"]) == ("odd::g", {"n": 1})
+        assert (await ask(user, "engine::registered-triggers::list", {"state": "all"}))["registered_triggers"] == []
 
 
 async def test_old_clients_find_the_keys_they_insist_on() -> None:

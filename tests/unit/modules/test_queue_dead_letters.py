@@ -8,6 +8,7 @@ from queue_harness import World, configured, failing, open_world
 from trio.testing import MockClock
 
 from iii_trio.config import QueueModuleSettings, QueueSettings
+from iii_trio.modules.queue import queues
 from iii_trio.protocol.errors import WireError
 
 ORDERS = configured(orders=QueueSettings(concurrency=1, max_retries=2, backoff_ms=50))
@@ -57,14 +58,17 @@ async def test_redriven_messages_go_behind_those_that_wait(autojump_clock: MockC
         assert [data["n"] for data in await handler.wait(2)] == [1, 0]
 
 
-async def test_a_message_that_dies_again_is_not_redriven_twice(autojump_clock: MockClock) -> None:
+async def test_a_message_that_dies_again_is_not_redriven_twice(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues, "PAGE", 5)
     settings = configured(orders=QueueSettings(concurrency=100, max_retries=1))
     async with open_world(settings) as world:
-        await bury(world, *range(300))
+        await bury(world, *range(101))
         answer = await world.ask("iii::queue::redrive", {"queue": "orders"})
-        assert answer["redriven"] == 300
+        assert answer["redriven"] == 101
         await trio.sleep(10)
-        assert (await world.stats("orders"))["dlq_depth"] == 300
+        assert (await world.stats("orders"))["dlq_depth"] == 101
 
 
 async def test_one_message_is_redriven_or_discarded_by_its_receipt(autojump_clock: MockClock) -> None:

@@ -98,6 +98,29 @@ async def test_a_group_keeps_its_order_across_a_restart(autojump_clock: MockCloc
             assert [data["n"] for data in handler.data] == [0, 1, 2, 3]
 
 
+async def test_a_drain_that_begins_at_any_step_repeats_nothing(autojump_clock: MockClock) -> None:
+    for steps in range(30):
+        seen: list[Any] = []
+        async with open_memory() as store:
+            async with open_world(configured(one=QueueSettings(concurrency=2)), store) as world:
+                handler = world.serve("f", taking(0.5))
+                for n in range(5):
+                    await world.enqueue("one", "f", n)
+                await trio.sleep(0.499)
+                with trio.move_on_at(trio.current_time() + 0.001):
+                    await trio.sleep_forever()
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                assert await world.core.drain(5.0)
+                await world.stop()
+                seen += handler.data
+            async with open_world(configured(one=QueueSettings()), store) as world:
+                handler = world.serve("f")
+                await trio.sleep(10)
+                seen += handler.data
+        assert sorted(seen) == [0, 1, 2, 3, 4]
+
+
 async def test_destinations_are_remembered_across_a_restart(autojump_clock: MockClock) -> None:
     async with open_memory() as store:
         async with open_world(store=store) as world:

@@ -182,3 +182,20 @@ async def test_a_worker_that_reads_slowly_gets_nothing_more_and_loses_no_attempt
             assert not [frame for frame in worker.frames if frame["type"] == "invokefunction"]
         delivery = await worker.next("invokefunction")
         assert "metadata" not in delivery
+
+
+async def test_nothing_is_repeated_while_a_timed_out_delivery_may_still_run(autojump_clock: MockClock) -> None:
+    settings = configured(default=QueueSettings(max_retries=3, backoff_ms=10, timeout_ms=1000))
+    async with frames(settings) as (world, _port, worker):
+        worker.register("f")
+        await worker.ask("f", 1, **enqueued("default"))
+        first = await worker.next("invokefunction")
+        began = trio.current_time()
+        second = await worker.next("invokefunction")  # the first never answered
+        assert trio.current_time() - began >= 6.0
+        await trio.sleep(3)
+        worker.answer(second, result=None)  # late, but within the grace
+        await trio.sleep(3600)
+        assert not [frame for frame in worker.frames if frame["type"] == "invokefunction"]
+        assert await world.dead("default") == []
+        assert first["invocation_id"] != second["invocation_id"]

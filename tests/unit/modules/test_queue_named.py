@@ -364,6 +364,77 @@ async def test_a_removed_queue_keeps_its_messages_until_it_is_back(autojump_cloc
         await handler.wait_finished(3)
 
 
+async def test_a_smaller_concurrency_sends_consumers_home(autojump_clock: MockClock) -> None:
+    async with open_world(configured(one=QueueSettings(concurrency=3))) as world:
+
+        def consumers() -> int:
+            (queue,) = [q for q in world.module.statistics().queues if q.key.name == "one"]
+            return queue.consumers
+
+        handler = world.serve("f", taking(1))
+        for n in range(9):
+            await world.enqueue("one", "f", n)
+        await handler.wait(3)
+        assert consumers() == 3
+        world.settings.set(configured(one=QueueSettings(concurrency=1)))
+        await handler.wait_finished(9)
+        await trio.sleep(1)
+        assert consumers() == 1
+        assert handler.seen[-1].at - handler.seen[3].at >= 5
+
+
+async def test_a_queue_that_is_taken_away_at_any_step_keeps_its_messages(autojump_clock: MockClock) -> None:
+    settings = configured(one=QueueSettings(concurrency=3))
+    for steps in range(25):
+        async with open_world(settings) as world:
+            for n in range(5):
+                await world.enqueue("one", "f", n)
+            handler = world.serve("f", taking(0))
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            world.settings.set(configured())
+            await trio.sleep(10)
+            world.settings.set(settings)
+            await trio.sleep(10)
+            assert sorted(handler.data) == [0, 1, 2, 3, 4]
+            assert {seen.attempt for seen in handler.seen} == {None}
+            assert (await world.stats("one"))["depth"] == 0
+
+
+async def test_a_stop_at_any_step_loses_nothing_and_marks_what_it_repeats(autojump_clock: MockClock) -> None:
+    settings = configured(one=QueueSettings(type="fifo", message_group_field="g", concurrency=3))
+    for steps in range(40):
+        async with open_world(settings) as world:
+            handler = world.serve("f", taking(0))
+            outcomes: list[Outcome] = []
+            for n in range(6):
+                request = {"queue": "one", "function_id": "f", "data": {"g": n % 2, "n": n}, "messageReceiptId": str(n)}
+                world.user.call("engine::queue::enqueue", Json.of(request), outcomes.append)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            await world.stop()
+            receipted = {outcome.result.decode()["messageReceiptId"] for outcome in outcomes if outcome.ok}
+            await world.start()
+            await trio.sleep(10)
+            assert receipted <= {str(data["n"]) for data in handler.data}
+            for n in range(6):
+                deliveries = [seen for seen in handler.seen if seen.data["n"] == n]
+                assert all(seen.attempt is not None for seen in deliveries[1:])
+            for group in (0, 1):
+                order = list(dict.fromkeys(data["n"] for data in handler.data if data["g"] == group))
+                assert order == sorted(order)
+
+
+async def test_a_stop_cancels_what_runs(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        handler = world.serve("f", taking(float("inf")))
+        await world.enqueue("default", "f")
+        await handler.wait(1)
+        await world.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        assert handler.running == 0
+
+
 async def test_everything_is_given_back_when_the_module_ends(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         world.serve("f")

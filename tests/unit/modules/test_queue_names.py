@@ -4,11 +4,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iii_trio.config import QueueSettings
 from iii_trio.modules.queue.delivery import Marker, without_tags
 from iii_trio.modules.queue.names import Kind, QueueKey
+from iii_trio.modules.queue.queues import group_of
 from iii_trio.modules.queue.requests import Request
 from iii_trio.protocol import ABSENT, NULL, Json
 from iii_trio.protocol.errors import InvalidInput
+
+FIFO = QueueSettings(type="fifo", message_group_field="g")
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        (b'{"g":"a"}', b'{ "x":1, "g" : "\\u0061" }', True),
+        (b'{"g":{"a":1,"b":2}}', b'{"g":{"b":2,"a":1}}', True),
+        (b'{"g":1}', b'{"g":"1"}', False),
+        (b'{"g":1e999}', b'{"g":1e999}', True),
+    ],
+)
+def test_equal_values_are_one_group(one: bytes, two: bytes, same: bool) -> None:
+    assert (group_of("q", FIFO, Json(one)) == group_of("q", FIFO, Json(two))) is same
+    assert group_of("q", QueueSettings(), Json(one)) is None
+
 
 tricky = st.text(alphabet="a@\\:", max_size=6)
 keys = st.one_of(

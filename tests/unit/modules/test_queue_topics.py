@@ -198,6 +198,38 @@ async def test_a_fifo_subscriber_retries_in_place(autojump_clock: MockClock) -> 
         assert handler.peak == 1
 
 
+async def test_one_fifo_trigger_makes_the_destination_fifo(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        handler = world.serve("f", taking(1))
+        world.bind("f", {"topic": "t", "queue_config": {"type": "fifo"}}, id="one")
+        world.bind("f", {"topic": "t"}, id="two")
+        for n in range(4):
+            await world.publish("t", n)
+        assert await handler.wait_finished(4) == [0, 1, 2, 3]
+        assert handler.peak == 1
+
+
+async def test_a_function_that_goes_before_its_turn_costs_no_attempt(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+
+        async def take_away(_number: int, _data: Any) -> bool:
+            await trio.lowlevel.checkpoint()
+            world.core.functions.release(world.user, "default", "f")
+            return True
+
+        world.serve("f")
+        condition = world.serve("condition", take_away)
+        world.bind("f", {"topic": "t", "condition_function_id": "condition", "queue_config": {"maxRetries": 0}})
+        await world.publish("t", 1)
+        await trio.sleep(3600)
+        assert len(condition.seen) == 1
+        assert await world.dead("t") == []
+        condition.behaviour = taking(0)
+        handler = world.serve("f")
+        assert await handler.wait(1) == [1]
+        assert handler.seen[0].attempt is None
+
+
 @pytest.mark.parametrize(
     ("settings", "config", "attempts", "first_delay"),
     [

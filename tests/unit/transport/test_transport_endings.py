@@ -145,6 +145,9 @@ class TestTheirClose:
             await run.peer.next(CloseConnection)
         assert await run.end() == Closed(1000, "", clean=True)
         assert run.connection.pending_bytes == 0
+        assert run.connection.statistics().outbox.bytes_sent < 2 * 300_000, (
+            "one message was under way, 19 were not sent"
+        )
 
     async def test_both_sides_close_at_once(self, nursery: trio.Nursery) -> None:
         run = start(nursery)

@@ -107,4 +107,7 @@ async def write(scope: Scope, send: Send, incoming: Incoming, response: Response
         await send({"type": "http.response.body", "body": body, "more_body": not incoming.complete})
     if not incoming.complete:
         await incoming.discard()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if connection is not None and not incoming.complete:
+            connection.abort()  # it could not be used again, and ending it in order would wait for its reader
+        else:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -78,6 +78,7 @@ class Connection:
     idle: bool = field(default=True, init=False)
     cut_at: float = field(init=False)
     _protocol: _Http1 = field(init=False)
+    _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
     _closing: bool = field(default=False, init=False)
     _writing: trio.Lock = field(factory=trio.Lock, init=False)
     _holding: bool = field(default=False, init=False)
@@ -93,33 +94,37 @@ class Connection:
             client, server = (parse_socket_addr(sock.family, name) for name in (sock.getpeername(), sock.getsockname()))
         except OSError:
             return  # gone before it was accepted
-        async with TaskGroup() as tasks:
-            state = ConnectionState({CONNECTION: self})
-            self._protocol = _Http1(app, config, context, tasks, state, False, client, server, self._on_event)
-            try:
-                while data := await self._stream.receive_some(READ_BYTES):
+        with self._scope:
+            async with TaskGroup() as tasks:
+                state = ConnectionState({CONNECTION: self})
+                self._protocol = _Http1(app, config, context, tasks, state, False, client, server, self._on_event)
+                try:
+                    while data := await self._stream.receive_some(READ_BYTES):
+                        if not self._closing:
+                            await self._protocol.handle(RawData(bytes(data)))
                     if not self._closing:
-                        await self._protocol.handle(RawData(bytes(data)))
-                if not self._closing:
-                    await self._protocol.handle(RawData(b""))
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
-            await self._protocol.handle(Closed())
+                        await self._protocol.handle(RawData(b""))
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
+                await self._protocol.handle(Closed())
 
     async def _on_event(self, event: Event) -> None:
         """What hypercorn has to say: bytes for the client, a request that began or ended, the end."""
         if isinstance(event, RawData):
-            if self._holding:
-                self._held.append(event.data)
-            elif event.data:
-                await self._write(event.data)
+            await self.send(event.data)
         elif isinstance(event, Updated):
             self.idle = event.idle
             self.cut_at = trio.current_time() + self._idle_s if event.idle else math.inf
         else:
-            await self.flush()
-            self._close()
+            await self.close()
             await self._protocol.handle(Closed())
+
+    async def send(self, data: bytes) -> None:
+        """Write, or hold for `flush`; a client that is gone is no error, and one that takes nothing is cut."""
+        if self._holding:
+            self._held.append(data)
+        elif data:
+            await self._write(data)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -138,7 +143,6 @@ class Connection:
             await self._write(data)
 
     async def _write(self, data: bytes) -> None:
-        """Send; a client that is gone is no error, because reading says so, and one that takes nothing is cut."""
         try:
             self._writing.acquire_nowait()
         except trio.WouldBlock:
@@ -150,21 +154,31 @@ class Connection:
                     await self._stream.send_all(part)
                 if patience.cancelled_caught:
                     log.info("an HTTP client took nothing for %.0f s: its connection is cut", STALL_S)
-                    self.abort()
+                    self._break()
+                    return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self.abort()
+            self._break()
         finally:
             self._writing.release()
 
-    def _close(self) -> None:
-        """Nothing more is sent; the client gets `LINGER_S` to notice and to close."""
+    async def close(self) -> None:
+        """Send what was held and then no more; the client gets `LINGER_S` to notice and to close."""
+        await self.flush()
         if not self._closing:
-            self._closing = self.idle = True
-            self.cut_at = trio.current_time() + LINGER_S
+            self._end_soon()
             try:
                 self._stream.socket.shutdown(socket.SHUT_WR)
             except OSError:
-                self.abort()
+                self._break()
+
+    def _break(self) -> None:
+        """Nothing gets through any more: reading hears of it, tells the requests, and has `LINGER_S` for that."""
+        self._stream.socket.close()
+        self._end_soon()
+
+    def _end_soon(self) -> None:
+        self._closing = self.idle = True
+        self.cut_at = trio.current_time() + LINGER_S
 
     @property
     def quiet(self) -> bool:
@@ -172,8 +186,9 @@ class Connection:
         return self.idle and not self._held and not self._writing.locked()
 
     def abort(self) -> None:
-        """Close the socket now; whoever reads or writes it hears of it."""
+        """End the connection now, with whatever still runs for it; its client sees it break off."""
         self._stream.socket.close()
+        self._scope.cancel()
 
 
 @frozen
@@ -250,8 +265,6 @@ class Connections:
                     self._emptied = trio.Event()
                     with trio.move_on_after(SWEEP_S):
                         await self._emptied.wait()
-            for connection in tuple(self._open):
-                connection.abort()
             nursery.cancel_scope.cancel()
 
     def _cut(self, before: float = math.inf) -> None:

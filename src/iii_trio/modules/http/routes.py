@@ -144,11 +144,11 @@ class NotAllowed:
 
 @frozen
 class RouteStatistics:
-    """`serving` routes answer requests, `standing_by` wait for a newer one to leave, on `paths` different shapes."""
+    """`serving` routes answer requests, `standing_by` wait for a newer one to leave; `nodes` make up the tree."""
 
     serving: int
     standing_by: int
-    paths: int
+    nodes: int
 
 
 @define(eq=False)
@@ -313,5 +313,5 @@ class Routes:
         return RouteStatistics(
             serving=len(counts),
             standing_by=sum(counts) - len(counts),
-            paths=sum(bool(node.claims) for node in self._nodes()),
+            nodes=sum(1 for _ in self._nodes()),
         )

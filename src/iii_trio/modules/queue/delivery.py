@@ -7,7 +7,8 @@ the submission of its acknowledgement in which a cancellation could lose it:
                  │ false: succeeded              │ nothing to write ────────────────────────^
                  └ error: a failed attempt       └ the write failed: `over` is set with `unwritten`, for another try
 
-The consumer that runs it only waits for `over`.
+The consumer that runs it only waits for `over`. When it is cancelled, so is the module, whose peer gives the call up;
+the message stays in the log, to be delivered again.
 """
 
 import logging
@@ -17,8 +18,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, field, frozen
 
-from ...engine import Call, Outcome, RemotePeer
-from ...engine.invocations import State
+from ...engine import Outcome, RemotePeer
 from ...protocol import ABSENT, NULL, Json, errors
 from ...protocol.errors import StoreError
 from ...protocol.limits import CONDITION_S
@@ -98,7 +98,6 @@ class Attempt:
     over: trio.Event = field(factory=trio.Event, init=False)
     unwritten: StoreError | None = field(default=None, init=False)
     _verdict: Persist | None = field(default=None, init=False)
-    _call: Call | None = field(default=None, init=False)
 
     def begin(self) -> None:
         """Ask the condition, or else the handler; returns at once, the attempt may already be over."""
@@ -107,11 +106,6 @@ class Attempt:
             self._handle()
             return
         self._start(self.share.condition, self._decided, timeout_s=CONDITION_S)
-
-    def give_up(self) -> None:
-        """Nobody waits any more: cancel what runs. The message stays in flight, to be repeated after a restart."""
-        if self._call is not None and self._call.state is not State.DONE:
-            self.queue.peer.cancel_call(self._call)
 
     def write_again(self) -> None:
         """The verdict did not reach the disk: once more; wait for `over` again."""
@@ -123,6 +117,9 @@ class Attempt:
     def _start(
         self, function_id: str, on_outcome: Callable[[Outcome], None], *, timeout_s: float, metadata: Json = ABSENT
     ) -> None:
+        if self.queue.core.draining:
+            self._ended(Refused())  # it was on its way to a consumer when root work stopped
+            return
         job = self.job
         baggage = without_tags(job.baggage) if self.queue.key.kind is Kind.NAMED else job.baggage
         started = False
@@ -134,7 +131,7 @@ class Attempt:
             else:
                 on_outcome(outcome)
 
-        call = self.queue.peer.call(
+        self.queue.peer.call(
             function_id,
             Json(job.payload),
             on_done,
@@ -146,8 +143,6 @@ class Attempt:
             settle=True,
         )
         started = True
-        if call is not None and call.state is not State.DONE:
-            self._call = call
 
     def _decided(self, outcome: Outcome) -> None:
         if not outcome.ok:
@@ -181,10 +176,10 @@ class Attempt:
         if self.queue.core.draining and error.code in _INTERRUPTIONS:
             self._ended(Interrupted())
         else:
-            self._ended(Failed(f"{prefix}{error}"[:ERROR_CHARS]))
+            text = f"{prefix}{error}"[:ERROR_CHARS]
+            self._ended(Failed(text.encode(errors="replace").decode()))  # a store takes Unicode only
 
     def _ended(self, ending: Ending) -> None:
-        self._call = None
         self._verdict = self.queue.finished(self.item, ending)
         if self._verdict is None:
             self._release()

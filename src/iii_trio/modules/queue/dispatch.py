@@ -194,10 +194,10 @@ class ActiveQueue:
     # -- its tasks ----------------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Dispatch until there are no shares and nothing is in flight."""
+        """Dispatch until there are no shares, then let the consumers end what they have begun."""
         send, receive = trio.open_memory_channel[Item](0)
         async with trio.open_nursery() as nursery, send:
-            while self.shares or self.machine.in_flight:
+            while self.shares:
                 self._wake = trio.Event()
                 timer = math.inf
                 for effect in self.machine.poll(self.core.clock.now()):
@@ -238,16 +238,12 @@ class ActiveQueue:
             self.finished(item, Missing())  # its trigger went while it was on its way
             return
         attempt = Attempt(self, item, job, share)
-        try:
-            attempt.begin()
+        attempt.begin()
+        await attempt.over.wait()
+        while attempt.unwritten is not None:
+            await self._wait_to_write(attempt.unwritten)
+            attempt.write_again()
             await attempt.over.wait()
-            while attempt.unwritten is not None:
-                await self._wait_to_write(attempt.unwritten)
-                attempt.write_again()
-                await attempt.over.wait()
-        except trio.Cancelled:
-            attempt.give_up()
-            raise
 
     async def _read(self, item: Item) -> Job | None:
         jobs = await WaitingJobLog(self.log).load(item.seq - 1, 1)

@@ -17,7 +17,7 @@ from attrs import define, field, frozen
 from ...config import Live, QueueModuleSettings, QueueSettings
 from ...engine import DEFAULT_NAMESPACE, Engine, LocalPeer
 from ...protocol import Json, codec, errors
-from ...protocol.errors import WireError
+from ...protocol.errors import ProtocolError, WireError
 from ...stores import Done, Failed, Job, JobLog, NewJob, OnDone, Result, WaitingJobLog
 from .delivery import Share
 from .dispatch import ActiveQueue, QueueStatistics, Shelf
@@ -64,10 +64,12 @@ def group_of(queue: str, settings: QueueSettings, data: Json) -> str | None:
     if raw is None:
         text = f"FIFO queue '{queue}' requires field '{name}' in data, but it was not found"
         raise WireError(text, errors.ENQUEUE_ERROR)
-    value = codec.decode_value(bytes(raw))
-    if value is None:
+    if bytes(raw) == b"null":
         raise WireError(f"FIFO queue '{queue}': field '{name}' must not be null", errors.ENQUEUE_ERROR)
-    return codec.canonical_text(value).decode()
+    try:
+        return codec.canonical_text(codec.decode_value(bytes(raw))).decode()
+    except ProtocolError:
+        return bytes(raw).decode(errors="replace")  # a number beyond all bounds: its text is as good a name
 
 
 @define(eq=False, kw_only=True)

@@ -5,11 +5,10 @@ from typing import Any, Final
 import msgspec
 from attrs import frozen
 
-from ...protocol import Json
+from ...protocol import Json, JsonError
 from ...protocol.errors import InvalidInput, bad_input
 
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode: Final = msgspec.json.Decoder().decode
 
 
 def members(text: bytes) -> dict[str, msgspec.Raw] | None:
@@ -76,8 +75,8 @@ class Request:
         if raw is None:
             return None
         try:
-            return _decode(raw)
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            return Json(bytes(raw)).decode()
+        except JsonError as error:
             raise bad_input(self.function_id, f"`{name}`: {error}") from None
 
     def _missing(self, name: str) -> InvalidInput:
