@@ -28,8 +28,6 @@ NODE_PROJECT = ROOT / "examples" / "hello_node"
 
 INSTALL_S = 600
 """Longest time that one installation may take."""
-TRIES = 3
-"""An installation that broke off, as over a bad line, is begun again."""
 
 
 class Failed(Exception):
@@ -45,8 +43,8 @@ def digest(*parts: str | Path) -> str:
     return sha.hexdigest()
 
 
-def run(*command: str | Path, cwd: Path) -> None:
-    """Run one command; its output is shown when it fails. Raises `Failed`."""
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run one command; what it prints, which is shown when it fails. Raises `Failed`."""
     words = [str(word) for word in command]
     try:
         done = subprocess.run(
@@ -61,9 +59,10 @@ def run(*command: str | Path, cwd: Path) -> None:
         raise Failed(f"`{' '.join(words)}` has not ended after {INSTALL_S} s") from None
     except OSError as error:
         raise Failed(f"`{' '.join(words)}` does not start: {error}") from None
+    output = done.stdout.decode(errors="replace").strip()
     if done.returncode != 0:
-        output = done.stdout.decode(errors="replace").strip()
         raise Failed(f"`{' '.join(words)}` ended with status {done.returncode}:\n{output}")
+    return output
 
 
 def keep(directory: Path, stamp: str, install: Callable[[Path], None]) -> None:
@@ -77,16 +76,9 @@ def keep(directory: Path, stamp: str, install: Callable[[Path], None]) -> None:
         print(f"{name}: in place")
         return
     print(f"{name}: installing", flush=True)
-    for left in reversed(range(TRIES)):
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        try:
-            install(directory)
-            break
-        except Failed as failure:
-            if left == 0:
-                raise
-            print(f"{name}: {failure}\n{name}: trying again", flush=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    install(directory)
     mark.write_text(stamp)
 
 
@@ -124,8 +116,7 @@ def prepare_node() -> None:
             shutil.copy(file, directory)
         run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=directory)
 
-    node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
-    keep(directory, digest(node, manifest, lock), install)
+    keep(directory, digest(run("node", "--version", cwd=ROOT), manifest, lock), install)
 
 
 def main() -> int:

@@ -193,7 +193,8 @@ class Peer:
         (watcher,) = self.functions
         await self.bind("engine::functions-available", watcher, {})
         listed = await self.call("engine::functions::list", {"include_internal": True})
-        self.available |= {row["function_id"] for row in listed["functions"]}
+        if not self.available:  # otherwise a change has told of all of them since
+            self.available = {row["function_id"] for row in listed["functions"]}
 
     async def has(self, *function_ids: str) -> None:
         """Wait until all these functions can be called."""

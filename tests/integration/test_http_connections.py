@@ -318,15 +318,20 @@ async def test_an_offer_to_switch_protocols_is_ignored_and_the_request_answered(
             assert (await read_until(stream, OK)).startswith(b"HTTP/1.1 200")
 
 
-async def test_an_application_that_crashes_costs_its_request(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_application_that_crashes_costs_its_connection(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
-        if scope["path"] == "/crash":
+        if scope["path"] == "/middle":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        if scope["path"] != "/":
             raise RuntimeError("on purpose")
         await answer(send)
 
-    async with serving(app) as server, server.dial() as stream, server.dial() as other:
+    async with serving(app) as server, server.dial() as stream, server.dial() as middle, server.dial() as other:
         await stream.send_all(b"GET /crash HTTP/1.1\r\nhost: x\r\n\r\n")
         assert (await read_to_end(stream)).startswith(b"HTTP/1.1 500")
+        await middle.send_all(b"GET /middle HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await read_to_end(middle)).endswith(b"\r\n\r\nhalf")
         await other.send_all(REQUEST)
         await read_until(other, OK)
         assert "on purpose" in caplog.text

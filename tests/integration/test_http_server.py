@@ -278,7 +278,7 @@ async def test_an_answer_to_an_upload_nobody_wants_is_readable() -> None:
 
 
 async def test_an_upload_without_end_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi, "LINGER_S", 0.1)
+    monkeypatch.setattr(asgi, "DISCARD_S", 0.1)
     async with open_house() as house, house.wire() as wire:
         await wire.stream.send_all(b"POST /nope HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         chunk = b"%x\r\n%s\r\n" % (60_000, b"x" * 60_000)

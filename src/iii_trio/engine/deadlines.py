@@ -1,8 +1,9 @@
 """Every timer of the core: a clock, one heap of buckets, one task.
 
-Timers are grouped in buckets, because most of them never fire: a call's deadline is one set insertion when it starts
+Timers are grouped in buckets, because most of them never fire: a call's deadline is one dict insertion when it starts
 and one removal when it is answered, whatever the number of calls in flight. A timer never fires early; it fires late
-by at most its bucket's grain (10 ms below 10 s, 100 ms below 10 min, 1 s above).
+by at most its bucket's grain (10 ms below 10 s, 100 ms below 10 min, 1 s above). Timers of one bucket fire in the
+order in which they were added.
 """
 
 import time
@@ -45,10 +46,13 @@ class Clock:
 class Expiring(Protocol):
     """What a bucket holds. `bucket` is set by `Deadlines.add` and cleared when the timer is taken out or fires."""
 
-    bucket: "set[Expiring] | None"
+    bucket: "Bucket | None"
 
     def expire(self) -> None:
         """The deadline has passed; called once, synchronously."""
+
+
+Bucket = dict[Expiring, None]
 
 
 @define(eq=False)
@@ -56,7 +60,7 @@ class Timer:
     """A callback at a time; `cancel()` takes it out, at any moment and any number of times."""
 
     callback: Callable[[], None]
-    bucket: set[Expiring] | None = None
+    bucket: Bucket | None = None
 
     def expire(self) -> None:
         """Run the callback."""
@@ -65,7 +69,7 @@ class Timer:
     def cancel(self) -> None:
         """The callback will not run, unless it has."""
         if self.bucket is not None:
-            self.bucket.discard(self)
+            del self.bucket[self]
             self.bucket = None
 
 
@@ -83,7 +87,7 @@ class Deadlines:
     """The heap. `add` and `at` are synchronous; `run` is the one task that fires what is due."""
 
     clock: Clock
-    _buckets: dict[float, set[Expiring]] = field(factory=dict, init=False)
+    _buckets: dict[float, Bucket] = field(factory=dict, init=False)
     _heap: list[float] = field(factory=list, init=False)
     _fired: int = field(default=0, init=False)
     _sleeping: trio.CancelScope | None = field(default=None, init=False)
@@ -92,9 +96,8 @@ class Deadlines:
 
     def add(self, when: float, entry: Expiring) -> None:
         """Let `entry.expire()` be called at `when` (seconds of the clock) or shortly after."""
-        bucket = self.bucket(when)
-        bucket.add(entry)
-        entry.bucket = bucket
+        bucket = entry.bucket = self.bucket(when)
+        bucket[entry] = None
 
     def at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` at `when` (seconds of the clock); returns the timer, which can be cancelled."""
@@ -106,14 +109,14 @@ class Deadlines:
         """`at`, counted from now."""
         return self.at(self.clock.now() + seconds, callback)
 
-    def bucket(self, when: float) -> set[Expiring]:
+    def bucket(self, when: float) -> Bucket:
         """The bucket of a time: hot callers keep it for the length of one wake-up."""
         distance = when - self.clock.now()
         grain = 100 if distance < 10 else 10 if distance < 600 else 1
         key = (int(when * grain) + 1) / grain
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = set()
+            bucket = self._buckets[key] = {}
             heappush(self._heap, key)
             if key < self._wakes_at and self._sleeping is not None:
                 self._sleeping.cancel()
@@ -132,8 +135,9 @@ class Deadlines:
         now = self.clock.now()
         while self._heap and self._heap[0] <= now:
             bucket = self._buckets.pop(heappop(self._heap))
-            while bucket:
-                entry = bucket.pop()
+            for entry in tuple(bucket):
+                if entry.bucket is not bucket:
+                    continue  # taken out by one that fired before it
                 entry.bucket = None
                 self._fired += 1
                 entry.expire()

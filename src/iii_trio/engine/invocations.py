@@ -25,7 +25,7 @@ from ..protocol import ABSENT, Json, errors
 from ..protocol.errors import WireError
 from ..protocol.limits import CALLS_PER_PEER, INVOCATION_S
 from ..protocol.outcome import NOTHING, Outcome
-from .deadlines import Deadlines, Expiring
+from .deadlines import Bucket, Deadlines
 from .events import Counters
 from .functions import FunctionEntry, Functions
 from .peer import DEFAULT_NAMESPACE, Caller, Peer
@@ -73,7 +73,7 @@ class Call:
     on_done: Callable[[Outcome], None] | None = None
     settle: bool = False
     scope: object = None
-    bucket: set[Expiring] | None = None
+    bucket: Bucket | None = None
     state: State = RUNNING
     held: Outcome | None = None
 
@@ -113,7 +113,7 @@ class Invocations:
     counters: Counters
     access: "Access"
     default_timeout_s: float = INVOCATION_S
-    _default_bucket: set[Expiring] | None = field(default=None, init=False)
+    _default_bucket: Bucket | None = field(default=None, init=False)
     _default_deadline: float = field(default=0.0, init=False)
     _now: float = field(default=0.0, init=False)
     _active: int = field(default=0, init=False)
@@ -225,7 +225,7 @@ class Invocations:
             bucket = self._default_bucket
             if bucket is not None:
                 call.deadline = self._default_deadline
-                bucket.add(call)
+                bucket[call] = None
                 call.bucket = bucket
         else:
             call.deadline = now + timeout_s
@@ -256,7 +256,7 @@ class Invocations:
         self._settled(call)
         call.executor.running.pop(call.wire_id, None)
         if call.bucket is not None:
-            call.bucket.discard(call)
+            del call.bucket[call]
             call.bucket = None
         if state is RUNNING:
             self._count(call, failed=bool(outcome.error))
@@ -292,7 +292,7 @@ class Invocations:
             return
         call.state = TOMBSTONE
         if call.bucket is not None:
-            call.bucket.discard(call)
+            del call.bucket[call]
         self._now = self.deadlines.clock.now()
         self.deadlines.add(self._now + CANCEL_GRACE_S, call)
         self._count(call, failed=outcome is not None)

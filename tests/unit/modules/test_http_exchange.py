@@ -702,6 +702,36 @@ async def test_a_client_may_leave_while_it_waits_for_a_slot(
         assert story == ["started", "done"]
 
 
+@pytest.mark.parametrize("checkpoints", range(12))
+async def test_no_moment_of_cancellation_loses_a_slot(
+    checkpoints: int, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with open_house(concurrency_request_limit=1) as house:
+        house.slow("f", 1)
+        house.route("/x")
+        first, second = house.client("GET", "/x"), house.client("GET", "/x")
+        nursery.start_soon(first.run)
+        await wait_all_tasks_blocked()
+        scope = trio.CancelScope()
+
+        async def run_second() -> None:
+            with scope:
+                await second.run()
+
+        nursery.start_soon(run_second)
+        await wait_all_tasks_blocked()
+        await trio.sleep_until(1)
+        for _ in range(checkpoints):
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+        await first.ended.wait()
+        await wait_all_tasks_blocked()
+        statistics = house.module.statistics().exchange
+        assert statistics is not None
+        assert (statistics.running, statistics.waiting) == (0, 0)
+        assert (await house.ask("/x")).status == 200
+
+
 async def test_the_limit_can_be_raised_while_requests_wait(
     nursery: trio.Nursery,
     autojump_clock: MockClock,

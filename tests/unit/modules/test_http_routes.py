@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iii_trio.engine import Binding, Reason
@@ -261,6 +261,7 @@ class BruteForce:
         return serving[-1] if serving else methods | ({"HEAD"} if "GET" in methods else set())
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_table_answers_as_brute_force_does(data: st.DataObject) -> None:
     routes, model = Routes(), BruteForce()
@@ -293,6 +294,7 @@ def test_any_table_answers_as_brute_force_does(data: st.DataObject) -> None:
     assert routes.statistics() == Routes().statistics()
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_is_a_pattern_or_refused(text: str) -> None:
     try:

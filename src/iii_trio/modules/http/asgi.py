@@ -13,8 +13,9 @@ Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-LINGER_S: Final = 5.0
-LINGER_BYTES: Final = 16 * 1024 * 1024
+DISCARD_S: Final = 5.0
+"""How long, and how much of it, the rest of a request is read after its answer."""
+DISCARD_BYTES: Final = 16 * 1024 * 1024
 COALESCED: Final = 64 * 1024
 """Largest body in bytes that leaves in one write with its head."""
 
@@ -77,8 +78,8 @@ class Incoming:
 
     async def discard(self) -> None:
         """Read off the rest of the body, for so long and so much that a client which still sends gets its answer."""
-        left = LINGER_BYTES
-        with trio.move_on_after(LINGER_S):
+        left = DISCARD_BYTES
+        with trio.move_on_after(DISCARD_S):
             while not self.complete and not self.gone and left > 0:
                 left -= len(await self._next())
 

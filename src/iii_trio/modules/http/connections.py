@@ -78,6 +78,7 @@ class Connection:
     idle: bool = field(default=True, init=False)
     cut_at: float = field(init=False)
     _protocol: _Http1 = field(init=False)
+    _reader: trio.lowlevel.Task = field(init=False)
     _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
     _closing: bool = field(default=False, init=False)
     _writing: trio.Lock = field(factory=trio.Lock, init=False)
@@ -94,6 +95,7 @@ class Connection:
             client, server = (parse_socket_addr(sock.family, name) for name in (sock.getpeername(), sock.getsockname()))
         except OSError:
             return  # gone before it was accepted
+        self._reader = trio.lowlevel.current_task()
         with self._scope:
             async with TaskGroup() as tasks:
                 state = ConnectionState({CONNECTION: self})
@@ -115,6 +117,8 @@ class Connection:
         elif isinstance(event, Updated):
             self.idle = event.idle
             self.cut_at = trio.current_time() + self._idle_s if event.idle else math.inf
+        elif self._protocol.connection.our_state is h11.SEND_BODY and trio.lowlevel.current_task() is self._reader:
+            pass  # what a client sends behind its last request must not cut the response short that is under way
         else:
             await self.close()
             await self._protocol.handle(Closed())

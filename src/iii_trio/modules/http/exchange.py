@@ -95,6 +95,16 @@ class ResponseDecision:
 
 
 @frozen
+class Pending:
+    """One request under way: what was asked, by whom, of which route, and what is decided."""
+
+    request: Request
+    incoming: Incoming
+    match: Match
+    decision: ResponseDecision
+
+
+@frozen
 class ExchangeStatistics:
     """Requests since the start, by how they ended, and those under way."""
 
@@ -159,7 +169,7 @@ class Exchange:
                 return self._unavailable()
             settings = self.settings.value
             decision = ResponseDecision(trio.current_time() + settings.default_timeout / 1000)
-            await self._decide(decision, request, incoming, found, settings.body_limit)
+            await self._decide(Pending(request, incoming, found, decision), settings.body_limit)
         finally:
             self._slots.release_on_behalf_of(incoming)
         return self._respond(decision, found.route, settings)
@@ -178,31 +188,34 @@ class Exchange:
         else:
             return True
         taken = False
-        async with trio.open_nursery() as nursery:
+        try:
+            async with trio.open_nursery() as nursery:
 
-            async def leave() -> None:
-                await incoming.until_gone_keeping_body()
+                async def leave() -> None:
+                    await incoming.until_gone_keeping_body()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(leave, name="waiting for a slot")
+                await slots.acquire_on_behalf_of(incoming)
+                taken = True
                 nursery.cancel_scope.cancel()
-
-            nursery.start_soon(leave, name="waiting for a slot")
-            await slots.acquire_on_behalf_of(incoming)
-            taken = True
-            nursery.cancel_scope.cancel()
+        except BaseException:
+            if taken:  # cancelled between getting the slot and using it
+                slots.release_on_behalf_of(incoming)
+            raise
         return taken
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
-    async def _decide(
-        self, decision: ResponseDecision, request: Request, incoming: Incoming, match: Match, body_limit: int
-    ) -> None:
+    async def _decide(self, pending: Pending, body_limit: int) -> None:
         """Body, condition, handler: each stage runs if none before it has decided."""
-        route = match.route
-        body = await self._read_body(decision, incoming, body_limit) if request.has_json else b""
+        decision, route = pending.decision, pending.match.route
+        body = await self._read_body(pending, body_limit) if pending.request.has_json else b""
         if decision.answer is not None:
             return
-        data = handler_input(request, match, body)
+        data = handler_input(pending.request, pending.match, body)
         if route.condition is not None:
-            outcome = await self._call(decision, request, incoming, route, route.condition, data, ABSENT)
+            outcome = await self._call(pending, route.condition, data, ABSENT)
             if outcome is None:
                 return
             if not outcome.ok:
@@ -211,35 +224,26 @@ class Exchange:
             if outcome.result.is_false():
                 decision.feed(Event.BLOCKED)
                 return
-        handler, metadata = route.binding.function_id, route.binding.metadata
-        outcome = await self._call(decision, request, incoming, route, handler, data, metadata)
+        outcome = await self._call(pending, route.binding.function_id, data, route.binding.metadata)
         if outcome is not None:
             decision.feed_outcome(outcome)
 
-    async def _read_body(self, decision: ResponseDecision, incoming: Incoming, limit: int) -> bytes:
+    async def _read_body(self, pending: Pending, limit: int) -> bytes:
         body = b""
-        with trio.CancelScope(deadline=decision.deadline) as scope:
+        with trio.CancelScope(deadline=pending.decision.deadline) as scope:
             try:
-                body = await incoming.read(limit)
+                body = await pending.incoming.read(limit)
             except BodyTooLarge:
-                decision.feed(Event.OVERSIZE)
-        if incoming.gone:
-            decision.feed(Event.CLIENT_GONE)
+                pending.decision.feed(Event.OVERSIZE)
+        if pending.incoming.gone:
+            pending.decision.feed(Event.CLIENT_GONE)
         elif scope.cancelled_caught:
-            decision.feed(Event.DEADLINE)
+            pending.decision.feed(Event.DEADLINE)
         return body
 
-    async def _call(
-        self,
-        decision: ResponseDecision,
-        request: Request,
-        incoming: Incoming,
-        route: Route,
-        function_id: str,
-        data: Json,
-        metadata: Json,
-    ) -> Outcome | None:
+    async def _call(self, pending: Pending, function_id: str, data: Json, metadata: Json) -> Outcome | None:
         """The outcome of a function in the route's namespace; None when the decision has fallen without it."""
+        decision = pending.decision
         decision.function_id = function_id
         left = decision.deadline - trio.current_time()
         if left <= 0:
@@ -256,16 +260,16 @@ class Exchange:
                 function_id,
                 data,
                 on_done,
-                namespace=route.binding.namespace,
+                namespace=pending.match.route.binding.namespace,
                 timeout_s=left,
                 metadata=metadata,
-                traceparent=request.traceparent,
-                baggage=request.baggage,
+                traceparent=pending.request.traceparent,
+                baggage=pending.request.baggage,
             )
             reason = "shutdown"
             try:
                 if not outcomes:
-                    await incoming.until_gone()
+                    await pending.incoming.until_gone()
                     reason = "caller_disconnected"
             finally:
                 if call is not None and not outcomes:

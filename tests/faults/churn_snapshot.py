@@ -1,0 +1,140 @@
+"""A snapshot of everything an engine holds: what the churn test compares.
+
+It sees the registries, every binding, the timers, the outboxes, the queues of messages and of the stores, and the task
+tree. And what nobody thought of: the size of each container that can be reached from the engine, field by field, and
+how many objects of the core are alive.
+"""
+
+import difflib
+import gc
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Final
+
+import attrs
+from attrs import frozen
+
+from iii_trio.engine import Binding, Call, EngineStatistics, FunctionEntry, RemotePeer
+from iii_trio.engine.deadlines import DeadlineStatistics
+from iii_trio.engine.firing import FiringStatistics
+from iii_trio.engine.invocations import InvocationStatistics
+from iii_trio.engine.listener import ListenerStatistics
+from iii_trio.host.compose import Running
+from iii_trio.modules.http.connections import ConnectionStatistics
+from iii_trio.modules.http.exchange import ExchangeStatistics
+from iii_trio.modules.introspection.tasks import task_tree
+from iii_trio.modules.pubsub import PubSubStatistics
+from iii_trio.modules.queue.machine import QueueCounts
+from iii_trio.modules.state import StateStatistics
+from iii_trio.stores import KeyValueStatistics, StoreStatistics
+from iii_trio.transport import Connection
+
+COUNTERS: Final[Mapping[type, frozenset[str]]] = {
+    DeadlineStatistics: frozenset({"fired", "buckets"}),  # empty buckets wait for their time
+    FiringStatistics: frozenset({"handled", "skipped", "failed", "dropped"}),
+    InvocationStatistics: frozenset({"calls", "late_results", "timeouts", "cancelled"}),
+    EngineStatistics: frozenset({"bad_frames"}),
+    ListenerStatistics: frozenset({"telemetry_frames"}),
+    ConnectionStatistics: frozenset({"refused", "failed"}),
+    ExchangeStatistics: frozenset({"requests", "unmatched", "refused", "answers"}),
+    PubSubStatistics: frozenset({"published"}),
+    QueueCounts: frozenset({"acknowledged", "failures"}),
+    StateStatistics: frozenset({"failed", "too_large"}),
+    KeyValueStatistics: frozenset({"reads", "writes"}),
+    StoreStatistics: frozenset({"peak_pending", "answered", "refused", "groups", "largest_group", "failed_groups"}),
+}
+"""Statistics that count since the start. All others say what is there now."""
+LAZY: Final = frozenset({"Deadlines._buckets", "Deadlines._heap"})
+ALIVE: Final = (RemotePeer, Call, Binding, FunctionEntry, Connection)
+
+
+@frozen
+class Snapshot:
+    """What the engine holds; two are equal when nothing of what came in between is left."""
+
+    functions: frozenset[tuple[str, str, str | None]]
+    bindings: frozenset[tuple[str, str, str, str]]
+    workers: frozenset[str]
+    outboxes: tuple[int, ...]
+    statistics: tuple[str, ...]
+    sizes: Mapping[str, int]
+    alive: Mapping[str, int]
+    tasks: tuple[str, ...]
+
+    def difference(self, other: "Snapshot") -> str:
+        """Line by line, for the message of a failed test."""
+        return "\n".join(difflib.unified_diff(self._lines(), other._lines(), "before", "after", lineterm="", n=0))
+
+    def _lines(self) -> list[str]:
+        lines: list[str] = []
+        for name, value in attrs.asdict(self, recurse=False).items():
+            items = sorted(f"{k}: {v}" for k, v in value.items()) if isinstance(value, Mapping) else map(str, value)
+            lines += [f"{name}: {item}" for item in (items if isinstance(value, tuple) else sorted(items))]
+        return lines
+
+
+def alive() -> Counter[str]:
+    """How many objects of the core there are in this process, by class."""
+    gc.collect()
+    return Counter(type(item).__name__ for item in gc.get_objects() if isinstance(item, ALIVE))
+
+
+def take(running: Running, alive_before: Mapping[str, int]) -> Snapshot:
+    """The snapshot of now. `alive_before`: objects of other tests, which are not this engine's."""
+    core = running.core
+    return Snapshot(
+        functions=frozenset((entry.namespace, entry.id, entry.owner.name) for entry in core.functions),
+        bindings=frozenset((b.id, b.trigger_type, b.function_id, b.state.value) for b in core.triggers),
+        workers=frozenset(peer.id for peer in core.workers),
+        outboxes=tuple(sorted(peer.connection.pending_bytes for peer in core.workers)),
+        statistics=tuple(_still(running.statistics())),
+        sizes=dict(sizes_of(running)),
+        alive={name: number - alive_before.get(name, 0) for name, number in alive().items()},
+        tasks=tuple(_drawn(task_tree())),
+    )
+
+
+def _still(value: Any, path: str = "") -> Iterator[str]:
+    """Every statistic that is no counter, as one line each."""
+    if attrs.has(type(value)):
+        left_out = COUNTERS.get(type(value), frozenset())
+        for attribute in attrs.fields(type(value)):
+            if attribute.name not in left_out:
+                yield from _still(getattr(value, attribute.name), f"{path}.{attribute.name}")
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _still(item, f"{path}[{index}]")
+    else:
+        yield f"{path} = {value}"
+
+
+def sizes_of(root: object) -> Counter[str]:
+    """The sizes of all containers in fields of this package's objects that can be reached from `root`, by field."""
+    sizes: Counter[str] = Counter()
+    seen: set[int] = set()
+    todo: deque[tuple[str, object]] = deque([("", root)])
+    while todo:
+        name, item = todo.popleft()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, dict | list | set | frozenset | deque | tuple):
+            if name not in LAZY:
+                sizes[name] += len(item)
+            todo += ((f"{name}[]", inner) for inner in item)
+            if isinstance(item, dict):
+                todo += ((f"{name}{{}}", inner) for inner in item.values())
+        elif attrs.has(type(item)) and type(item).__module__.startswith("iii_trio"):
+            kind = type(item).__name__
+            sizes[kind] += 1
+            todo += ((f"{kind}.{a.name}", getattr(item, a.name, None)) for a in attrs.fields(type(item)))
+        elif isinstance(item, partial):
+            todo += ((name, inner) for inner in item.args)
+    return sizes
+
+
+def _drawn(node: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
+    yield "  " * depth + str(node["name"])
+    for child in node["children"]:
+        yield from _drawn(child, depth + 1)
