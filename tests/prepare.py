@@ -6,7 +6,8 @@ a directory of its own under `.compat/`, so that none meets another or the tests
     .compat/python/VERSION   a virtual environment with an official Python SDK
     .compat/node/VERSION     node_modules with an official Node SDK
 
-What is in them is pinned: by `tests/compat/clients/python-VERSION.txt`, and by the lock file of `examples/hello_node`.
+What is in them is pinned: by `tests/compat/clients/python-VERSION.txt`, and by the lock files of `examples/hello_node`
+and `tests/compat/clients/node-VERSION`.
 Needs Python with venv and pip, and node with npm; nothing else. Without node its part is left out and its tests are
 skipped; with CI set, that is a failure.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COMPAT = ROOT / ".compat"
 CLIENTS = ROOT / "tests" / "compat" / "clients"
-NODE_PROJECT = ROOT / "examples" / "hello_node"
+NODE_PROJECTS = (ROOT / "examples" / "hello_node", *sorted(CLIENTS.glob("node-*")))
 
 INSTALL_S = 600
 """Longest time that one installation may take."""
@@ -98,9 +99,9 @@ def prepare_python(requirements: Path) -> None:
     keep(directory, digest(sys.version, sys.base_prefix, str(directory), requirements), install)
 
 
-def prepare_node() -> None:
-    """node_modules of `examples/hello_node`, exactly as its lock file says. Raises `Failed`."""
-    manifest, lock = NODE_PROJECT / "package.json", NODE_PROJECT / "package-lock.json"
+def prepare_node(project: Path) -> None:
+    """node_modules of one project, exactly as its lock file says. Raises `Failed`."""
+    manifest, lock = project / "package.json", project / "package-lock.json"
     version = json.loads(manifest.read_text())["dependencies"]["iii-sdk"]
     directory = COMPAT / "node" / version
     missing = [tool for tool in ("node", "npm") if shutil.which(tool) is None]
@@ -125,7 +126,8 @@ def main() -> int:
     (COMPAT / ".gitignore").write_text("*\n")
     failures = 0
     pythons = [lambda file=file: prepare_python(file) for file in sorted(CLIENTS.glob("python-*.txt"))]
-    for step in (*pythons, prepare_node):
+    nodes = [lambda project=project: prepare_node(project) for project in NODE_PROJECTS]
+    for step in (*pythons, *nodes):
         try:
             step()
         except Failed as failure:

@@ -27,7 +27,7 @@ from iii_trio.modules.introspection.tasks import task_tree
 from iii_trio.modules.pubsub import PubSubStatistics
 from iii_trio.modules.queue.machine import QueueCounts
 from iii_trio.modules.state import StateStatistics
-from iii_trio.stores import KeyValueStatistics, StoreStatistics
+from iii_trio.stores import KeyValueStatistics, StoreStatistics, WaitingKeyValue
 from iii_trio.transport import Connection
 
 COUNTERS: Final[Mapping[type, frozenset[str]]] = {
@@ -80,9 +80,13 @@ def alive() -> Counter[str]:
     return Counter(type(item).__name__ for item in gc.get_objects() if isinstance(item, ALIVE))
 
 
-def take(running: Running, alive_before: Mapping[str, int]) -> Snapshot:
+async def take(running: Running, alive_before: Mapping[str, int]) -> Snapshot:
     """The snapshot of now. `alive_before`: objects of other tests, which are not this engine's."""
     core = running.core
+    for store in running.stores:  # its threads hold on to the last thing they did
+        values = WaitingKeyValue(store.key_value("snapshot"))
+        await values.set("one", "key", b"1")
+        await values.get("one", "key")
     return Snapshot(
         functions=frozenset((entry.namespace, entry.id, entry.owner.name) for entry in core.functions),
         bindings=frozenset((b.id, b.trigger_type, b.function_id, b.state.value) for b in core.triggers),
@@ -90,7 +94,7 @@ def take(running: Running, alive_before: Mapping[str, int]) -> Snapshot:
         outboxes=tuple(sorted(peer.connection.pending_bytes for peer in core.workers)),
         statistics=tuple(_still(running.statistics())),
         sizes=dict(sizes_of(running)),
-        alive={name: number - alive_before.get(name, 0) for name, number in alive().items()},
+        alive=dict(alive() - Counter(alive_before)),
         tasks=tuple(_drawn(task_tree())),
     )
 
@@ -103,8 +107,8 @@ def _still(value: Any, path: str = "") -> Iterator[str]:
             if attribute.name not in left_out:
                 yield from _still(getattr(value, attribute.name), f"{path}.{attribute.name}")
     elif isinstance(value, tuple):
-        for index, item in enumerate(value):
-            yield from _still(item, f"{path}[{index}]")
+        for item in sorted(value, key=str):  # the order of queues is that in which they were made
+            yield from _still(item, f"{path}[{getattr(item, 'key', '')}]")
     else:
         yield f"{path} = {value}"
 

@@ -97,6 +97,7 @@ class Churner:
     good: bool = False
     holding: bool = False
     """Keep the answers back until somebody calls `let_go`."""
+    introduced: bool = False
     worker_id: str = ""
     token: str = ""
     pongs: int = 0
@@ -189,6 +190,7 @@ class Churner:
     def introduce(self) -> None:
         """Say who it is; every connection of this worker has the same name."""
         about = {"runtime": "test", "version": "1", "pid": 1, "name": f"churn-{self.number}"}
+        self.introduced = True
         about["features"] = ["cancel.v1"] if self.number % 2 else []
         self.call("engine::workers::register", about, action={"type": "void"})
 
@@ -236,7 +238,7 @@ class Churner:
                 scope = f"scope-{dice.randrange(TOPICS)}"
                 self.call("state::set", {"scope": scope, "key": f"k{dice.randrange(9)}", "value": data})
             case 9:
-                self.call("engine::functions::list", {})
+                self.call("engine::functions::info", {"function_id": self.somebody()})
             case 10 if self._calls:
                 self.send({"type": "cancelinvocation", "invocation_id": dice.choice(self._calls), "reason": "x"})
             case 11:

@@ -21,7 +21,8 @@ from iii_trio.testing import run_engine
 
 MESSAGES = 1_000
 AT_ONCE = 8
-SETTLE_S = 20.0
+SETTLE_S = 10.0
+ROUNDS_S = 160.0
 ENGINE = (sys.executable, "-m", "iii_trio")
 SOON = Reconnect(first_s=0.02, limit_s=0.1)
 
@@ -38,7 +39,7 @@ workers:
 FORGETFUL = """
     import time
     from iii_trio.cli.main import main
-    from iii_trio.stores import sqlite_threads
+    from iii_trio.stores import desk, sqlite_threads
 
     def serve_writes(self):
         stopping = False
@@ -46,7 +47,7 @@ FORGETFUL = """
             group, stopping = sqlite_threads._drain(self._writes, None)
             if group:
                 self._file._connection.execute("BEGIN IMMEDIATE")
-                sqlite_threads.carry_out(group, self._file.tables)
+                desk.carry_out(group, self._file.tables)
                 self._token.run_sync_soon(self._desk.finish, group)
                 time.sleep(0.1)
                 self._file._connection.execute("COMMIT")
@@ -125,29 +126,30 @@ async def run_rounds(
         produced.set()
 
     port, produced = 0, trio.Event()
-    async with trio.open_nursery() as nursery:
-        for kill in range(kills + 1):
-            async with run_engine(directory, "-c", str(config), port=port, command=command) as engine:
-                if not port:
-                    port = engine.port
-                    await nursery.start(partial(worker.run, engine.url, reconnect=SOON))
-                    nursery.start_soon(everything, engine.url)
-                if kill < kills:
-                    while len(ledger.receipted) < messages * (kill + 1) // (kills + 1):
-                        await ledger.news()
-                    await trio.sleep(dice.uniform(0.01, 0.3))
-                    await engine.kill()
-                    continue
-                while len(ledger.receipted) < messages:
-                    await ledger.news()
-                enough.set()
-                await produced.wait()
-                async with open_client(engine.url, name="auditor") as auditor:
-                    with trio.move_on_after(SETTLE_S):
-                        while ledger.missing or await depth(auditor):
+    with trio.fail_after(ROUNDS_S):
+        async with trio.open_nursery() as nursery:
+            for kill in range(kills + 1):
+                async with run_engine(directory, "-c", str(config), port=port, command=command) as engine:
+                    if not port:
+                        port = engine.port
+                        await nursery.start(partial(worker.run, engine.url, reconnect=SOON))
+                        nursery.start_soon(everything, engine.url)
+                    if kill < kills:
+                        while len(ledger.receipted) < messages * (kill + 1) // (kills + 1):
                             await ledger.news()
-                    ledger.left_in_queue = await depth(auditor)
-                nursery.cancel_scope.cancel()
+                        await trio.sleep(dice.uniform(0.01, 0.3))
+                        await engine.kill()
+                        continue
+                    while len(ledger.receipted) < messages:
+                        await ledger.news()
+                    enough.set()
+                    await produced.wait()
+                    async with open_client(engine.url, name="auditor") as auditor:
+                        with trio.move_on_after(SETTLE_S):
+                            while ledger.missing or await depth(auditor):
+                                await ledger.news()
+                        ledger.left_in_queue = await depth(auditor)
+                    nursery.cancel_scope.cancel()
     return ledger
 
 

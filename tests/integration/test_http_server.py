@@ -414,7 +414,7 @@ async def test_stopping_lets_a_running_request_end_and_closes_idle_connections_a
         await running.stream.send_all(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n" * 2)
         await hanging.started.wait()
         house.nursery.cancel_scope.cancel()
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + PATIENCE_S):
+        with trio.fail_after(PATIENCE_S, shield=True):
             assert await idle.closed() == b""
             hanging.released.set()
             answer = await running.closed()
@@ -428,7 +428,7 @@ async def test_stopping_cuts_off_what_does_not_end() -> None:
         await wire.stream.send_all(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n")
         await hanging.started.wait()
         house.nursery.cancel_scope.cancel()
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + PATIENCE_S):
+        with trio.fail_after(PATIENCE_S, shield=True):
             assert await wire.closed() == b""
             await hanging.cancelled.wait()
 

@@ -1,11 +1,12 @@
 """The intake of one connection: which frames wait, and for what.
 
-A registration waits until the connection's namespace is known; a call waits only while a registration of the very id it
-calls is waiting (spec/protocol.md §4.2, §20.5). Results, cancels and pings never wait. Beyond the bounds the socket is
-not read, so a peer that never says who it is costs its own bytes and nothing else.
+Registrations are applied in the order they came in, one after the other: they wait until the connection's namespace is
+known, and behind one whose hook is being asked (spec/protocol.md §4.2, §14.6). A call waits only for the newest
+registration of the very id it calls (§20.5). Results, cancels and pings never wait. Beyond the bounds the socket is not
+read, so a peer that never says who it is costs its own bytes and nothing else.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -27,21 +28,27 @@ REGISTRATIONS: Final = frozenset(
 
 
 @define(eq=False)
-class Parked:
-    """One waiting frame: `apply` is what happens to it when the gate opens.
+class WaitingCall:
+    """A call that waits for a registration. `call_id` is its id, if an answer is awaited."""
 
-    `id` is the function it registers; `call_id` the id of the call it is, if an answer is awaited.
-    """
+    apply: Callable[[], None]
+    size: int
+    call_id: str | None
+
+
+@define(eq=False)
+class Parked:
+    """A registration that waits for its turn. `id` is the function it is about; `calls` wait for it."""
 
     apply: Callable[[], None]
     size: int
     id: str | None
-    call_id: str | None
+    calls: deque[WaitingCall] = field(factory=deque)
 
 
 @frozen
 class IntakeStatistics:
-    """Frames and bytes that wait; `open` when nothing waits any more."""
+    """Frames and bytes that wait; `open` when nothing waits and the next registration will not."""
 
     parked: int
     parked_bytes: int
@@ -50,72 +57,132 @@ class IntakeStatistics:
 
 @define(eq=False)
 class Intake:
-    """The gate. `pause` and `resume` stop and start the reading of the socket."""
+    """The two gates. `pause` and `resume` stop and start the reading of the socket."""
 
     pause: Callable[[], None]
     resume: Callable[[], None]
     _open: bool = False
-    _opening: bool = False
-    _parked: deque[Parked] = field(factory=deque)
+    _barred: bool = False
+    _held: bool = False
+    _applying: bool = False
+    _current: Parked | None = None
+    _queue: deque[Parked] = field(factory=deque)
+    _newest: dict[str, Parked] = field(factory=dict)
+    _frames: int = 0
     _bytes: int = 0
-    _ids: Counter[str] = field(factory=Counter)
     _paused: bool = False
 
-    @property
-    def holds_registrations(self) -> bool:
-        """Whether a registration has to wait now."""
-        return not self._open
+    def register(self, apply: Callable[[], None], size: int, function_id: str | None = None) -> None:
+        """A registration has come, in a frame of `size` bytes: apply it now or when its turn comes.
+
+        `function_id` is the id by which calls that wait for it will name its function.
+        """
+        parked = Parked(apply, size, function_id)
+        self._queue.append(parked)
+        if function_id is not None:
+            self._newest[function_id] = parked
+        self._count(1, size)
+        self._proceed()
+        self._stop_reading()
 
     def holds_call(self, function_id: str) -> bool:
         """Whether a call has to wait now: a registration of its id does."""
-        return bool(self._ids) and function_id in self._ids
+        return function_id in self._newest and not self._barred
 
-    def park(
-        self, apply: Callable[[], None], size: int, function_id: str | None = None, call_id: str | None = None
-    ) -> None:
-        """Keep a frame of `size` bytes for later, in order."""
-        self._parked.append(Parked(apply, size, function_id, call_id))
-        self._bytes += size
-        if function_id is not None:
-            self._ids[function_id] += 1
-        if not self._paused and (len(self._parked) >= PARKED_FRAMES or self._bytes >= PARKED_BYTES):
-            self._paused = True
-            self.pause()
+    def park_call(self, apply: Callable[[], None], size: int, function_id: str, call_id: str | None) -> None:
+        """Keep a call for which `holds_call` is true until that registration has been applied."""
+        self._newest[function_id].calls.append(WaitingCall(apply, size, call_id))
+        self._count(1, size)
+        self._stop_reading()
+
+    # -- the gates ----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Apply everything that waits, in order, and let the rest through from now on."""
-        if self._open or self._opening:
-            return
-        self._opening = True
-        while self._parked:
-            parked = self._parked.popleft()
-            self._bytes -= parked.size
-            if parked.id is not None:
-                self._ids[parked.id] -= 1
-                if not self._ids[parked.id]:
-                    del self._ids[parked.id]
-            parked.apply()
+        """The namespace is known: registrations are applied from now on, those that wait first."""
         self._open = True
-        if self._paused:
+        self._barred = False
+        self._proceed()
+
+    def bar(self) -> None:
+        """The connection has no namespace it may work in: registrations go on waiting, calls do not wait for them."""
+        self._barred = True
+        for parked in tuple(self._queue):
+            self._make_calls(parked)
+
+    def hold(self) -> None:
+        """The registration that is being applied asks a hook: until `release` no other one is applied."""
+        self._held = True
+
+    def release(self) -> None:
+        """The hook has answered and its registration is through."""
+        self._held = False
+        self._through()
+        self._proceed()
+
+    def _proceed(self) -> None:
+        if self._applying:
+            return
+        self._applying = True
+        try:
+            while self._open and not self._held and self._queue:
+                self._current = self._queue.popleft()
+                self._current.apply()
+                if not self._held:
+                    self._through()
+        finally:
+            self._applying = False
+
+    def _through(self) -> None:
+        """The current registration has been applied or refused."""
+        parked, self._current = self._current, None
+        if parked is None:
+            return
+        self._count(-1, -parked.size)
+        if parked.id is not None and self._newest.get(parked.id) is parked:
+            del self._newest[parked.id]
+        self._make_calls(parked)
+
+    def _make_calls(self, parked: Parked) -> None:
+        while parked.calls:
+            call = parked.calls.popleft()
+            self._count(-1, -call.size)
+            call.apply()
+
+    # -- what waits ---------------------------------------------------------------------------------------------------
+
+    def _count(self, frames: int, size: int) -> None:
+        self._frames += frames
+        self._bytes += size
+        if self._paused and self._frames <= PARKED_FRAMES // 2 and self._bytes <= PARKED_BYTES // 2:
             self._paused = False
             self.resume()
 
+    def _stop_reading(self) -> None:
+        if not self._paused and (self._frames >= PARKED_FRAMES or self._bytes >= PARKED_BYTES):
+            self._paused = True
+            self.pause()
+
     def withdraw(self, call_id: str) -> bool:
         """A call that still waits has been cancelled: it is not made. False when none of that id waits."""
-        for parked in self._parked:
-            if parked.call_id == call_id:
-                self._parked.remove(parked)
-                self._bytes -= parked.size
-                return True
+        waiting = [*self._queue] if self._current is None else [self._current, *self._queue]
+        for parked in waiting:
+            for call in parked.calls:
+                if call.call_id == call_id:
+                    parked.calls.remove(call)
+                    self._count(-1, -call.size)
+                    return True
         return False
 
     def discard(self) -> None:
         """The connection has ended: what waits is dropped."""
-        self._parked.clear()
-        self._ids.clear()
-        self._bytes = 0
-        self._open = True
+        if self._current is not None:
+            self._current.calls.clear()
+        self._current = None
+        self._queue.clear()
+        self._newest.clear()
+        self._frames = self._bytes = 0
 
     def statistics(self) -> IntakeStatistics:
-        """A frozen picture of the gate."""
-        return IntakeStatistics(parked=len(self._parked), parked_bytes=self._bytes, open=self._open)
+        """A frozen picture of the gates."""
+        waits = bool(self._frames) or self._held or not self._open
+        return IntakeStatistics(parked=self._frames, parked_bytes=self._bytes, open=not waits)

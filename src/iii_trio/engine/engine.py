@@ -17,6 +17,7 @@ from attrs import define, field, frozen
 from ..protocol.limits import INVOCATION_S, NAMESPACE_GRACE_S
 from .access import Access
 from .deadlines import Clock, Deadlines, DeadlineStatistics
+from .durable import Durable
 from .events import Counters, Events, WorkerConnected, WorkerDisconnected
 from .functions import Functions, FunctionStatistics
 from .invocations import Invocations, InvocationStatistics
@@ -199,6 +200,7 @@ async def open_engine(
         async with open_local(core, "engine") as peer:
             core.local = peer
             peer.register(REGISTER_WORKER, core.workers.register, description="Say who a worker is")
+            Durable(core).register(peer)
             try:
                 yield core
             finally:

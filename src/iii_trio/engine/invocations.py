@@ -55,6 +55,7 @@ class Call:
     """One invocation. `wire_id` is its id towards the executor, `reply_id` what its caller chose (None: no answer wanted).
 
     `deadline` and `started_at` are seconds of the engine's clock. `metadata` and the trace strings travel as they came.
+    `injects` says whether the caller's id goes into the payload (spec/protocol.md §7.3).
     """
 
     core: "Invocations"
@@ -72,6 +73,7 @@ class Call:
     baggage: str | None = None
     on_done: Callable[[Outcome], None] | None = None
     settle: bool = False
+    injects: bool = False
     scope: object = None
     bucket: Bucket | None = None
     state: State = RUNNING
@@ -211,6 +213,8 @@ class Invocations:
         key = self.new_id() if reply_id is None else reply_id
         while key in calls:
             key = self.new_id()  # a caller that re-uses an id that is still pending gets both answers, under its id
+        if entry.replicas is not None:
+            entry = entry.replicas.choose()
         executor = entry.owner
         running = executor.running
         wire_id = key
@@ -219,7 +223,7 @@ class Invocations:
         now = self._now or self.tick()
         call = Call(
             self, entry, origin if waits else None, origin, executor, wire_id, reply_id, key, 0.0, now,
-            metadata, traceparent, baggage, on_done, settle,
+            metadata, traceparent, baggage, on_done, settle, origin.injects and not internal,
         )  # fmt: skip
         if timeout_s is None:
             bucket = self._default_bucket

@@ -8,18 +8,25 @@ listener ─ accept loops
 import errno
 import logging
 import socket
+import ssl
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 from attrs import define, field, frozen
 
-from ..protocol.errors import ConfigError
+from ..protocol import codec
+from ..protocol.errors import ConfigError, WireError
 from ..protocol.limits import HANDSHAKE_S, LATE_WAKEUP_S, PEER_MESSAGE_DEFAULT, PEERS, PENDING_SOCKETS
+from ..protocol.messages import Error, ErrorBody
 from ..transport import Connection, Framing, HandshakeError, Oversize, Refusal, Request, accept
+from .access import Session
 from .engine import Engine
 from .remote import RemotePeer
+from .sessions import EVERYBODY, Rules, admit
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +44,7 @@ class Telemetry(Protocol):
 
 @frozen
 class ListenerStatistics:
-    """Sockets in their `handshakes` and established `connections`; `telemetry_frames` received so far."""
+    """Sockets in their `handshakes` (until admitted or gone), `connections`, and `telemetry_frames` received so far."""
 
     handshakes: int
     connections: int
@@ -86,12 +93,17 @@ def _bind_error(error: OSError, address: str, port: int, what: str) -> ConfigErr
 
 @define(eq=False, repr=False, kw_only=True)
 class Listener:
-    """One worker port. `addresses` is known once `run` has started; `host` and `port` as configured."""
+    """One worker port. `addresses` is known once `run` has started; `host` and `port` as configured.
+
+    `rules` say who may connect and what they may do; with `tls` the port speaks TLS and nothing else.
+    """
 
     core: Engine
     host: str = "localhost"
     port: int = 49134
     handshake_timeout_s: float = HANDSHAKE_S
+    rules: Rules = EVERYBODY
+    tls: ssl.SSLContext | None = None
     telemetry: Telemetry | None = None
     addresses: tuple[tuple[str, int], ...] = field(default=(), init=False)
     _handshakes: dict[trio.CancelScope, None] = field(factory=dict, init=False)
@@ -100,10 +112,17 @@ class Listener:
     _closing: bool = field(default=False, init=False)
     _emptied: trio.Event | None = field(default=None, init=False)
 
+    def __attrs_post_init__(self) -> None:
+        self.core.access.protected |= self.rules.function_ids()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Bind, accept and serve until cancelled; `started()` once the port is open. Raises `ConfigError`."""
-        listeners = await bind(self.host, self.port, "the worker port")
-        self.addresses = tuple(listener.socket.getsockname()[:2] for listener in listeners)
+        bound = await bind(self.host, self.port, "the worker port")
+        self.addresses = tuple(listener.socket.getsockname()[:2] for listener in bound)
+        listeners: list[trio.abc.Listener[Any]] = [*bound]
+        if self.tls is not None:
+            # TLS shakes hands at the first read, which is within the deadline of the upgrade
+            listeners = [trio.SSLListener(listener, self.tls, https_compatible=True) for listener in bound]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sweep, name="sweeper")
             await nursery.start(
@@ -143,37 +162,81 @@ class Listener:
 
     # -- one socket ---------------------------------------------------------------------------------------------------
 
-    async def _accepted(self, stream: trio.SocketStream) -> None:
+    async def _accepted(self, stream: trio.abc.Stream) -> None:
         if self._closing:
             await trio.aclose_forcefully(stream)
             return
-        if len(self._handshakes) >= PENDING_SOCKETS:
-            # a worker needs a millisecond for its handshake: who has been at it the longest is none
-            oldest = next(iter(self._handshakes))
-            del self._handshakes[oldest]
-            oldest.cancel()
         upgraded = None
-        with trio.CancelScope() as scope:
-            self._handshakes[scope] = None
+        with self._waiting_room():
             try:
                 upgraded = await accept(stream, deadline_s=self.handshake_timeout_s, route=_route)
             except HandshakeError as error:
                 log.debug("handshake failed: %s", error)
-            finally:
-                self._handshakes.pop(scope, None)
         if upgraded is not None:
             await self.serve(stream, *upgraded)
 
+    @contextmanager
+    def _waiting_room(self) -> Iterator[None]:
+        """The time in which a socket is no connection yet. When too many are in there, the oldest is cancelled.
+
+        A worker needs a millisecond for its handshake: who has been at it the longest is none.
+        """
+        if len(self._handshakes) >= PENDING_SOCKETS:
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
+            oldest.cancel()
+        with trio.CancelScope() as scope:
+            self._handshakes[scope] = None
+            try:
+                yield
+            finally:
+                self._handshakes.pop(scope, None)
+
+    def _refusal(self) -> tuple[int, str] | None:
+        """Close code and reason for a socket that cannot be served now, whoever it is."""
+        if self._closing:
+            return 1012, "the engine is stopping"
+        if len(self._connections) >= PEERS:
+            return 1013, "too many connections"
+        return None
+
+    async def _turn_away(self, stream: trio.abc.Stream, framing: Framing, code: int, reason: str, text: bytes) -> None:
+        """Say why, if there is more to say than the Close frame does, and close; what it sends is dropped."""
+        connection = Connection(stream, framing, name="refused")
+        if text:
+            connection.push(text)
+        connection.close(code, reason)
+        await connection.run(lambda _: None)
+
     async def serve(self, stream: trio.abc.Stream, request: Request, framing: Framing, rest: bytes = b"") -> None:
-        """Serve one upgraded stream to its end; also how tests connect workers over memory streams."""
-        if self._closing or len(self._connections) >= PEERS:
-            connection = Connection(stream, framing, name="refused")
-            connection.close(*((1012, "the engine is stopping") if self._closing else (1013, "too many connections")))
-            await connection.run(lambda _: None, rest=rest)
-            return
-        if request.path == "/otel":
+        """Serve one upgraded stream to its end; also how tests connect workers over memory streams.
+
+        Until it is admitted nothing of it is read or announced.
+        """
+        session, address, admitted = None, _address(stream), False
+        with self._waiting_room():
+            refusal, text = self._refusal(), b""
+            if refusal is None:
+                try:
+                    session = await admit(self.core, self.rules, request, address)
+                except WireError as error:
+                    log.warning("%s was refused: %s", address, error.message)
+                    text = codec.encode_message(Error(error=ErrorBody(code=error.code, message=error.message)))
+                    refusal = 1008, "not admitted"
+                refusal = self._refusal() or refusal
+            if refusal is not None:
+                await self._turn_away(stream, framing, *refusal, text)
+            admitted = refusal is None
+        if not admitted:
+            await trio.aclose_forcefully(stream)
+        elif request.path == "/otel":
             await self._serve_telemetry(stream, framing, rest)
-            return
+        else:
+            await self._serve_worker(stream, framing, rest, address, session)
+
+    async def _serve_worker(
+        self, stream: trio.abc.Stream, framing: Framing, rest: bytes, address: str, session: Session | None
+    ) -> None:
         worker_id = str(uuid.uuid4())
         peer: RemotePeer
 
@@ -200,7 +263,9 @@ class Listener:
             injects=True,
             core=self.core,
             connection=connection,
-            address=_address(stream),
+            session=session,
+            middleware=self.rules.middleware_function_id,
+            address=address,
             connected_at_ms=self.core.clock.wall_ms(),
         )
         self._connections[connection] = peer
@@ -262,6 +327,8 @@ def _report(what: str, error: Exception) -> None:
 
 
 def _address(stream: trio.abc.Stream) -> str:
+    if isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
     if isinstance(stream, trio.SocketStream):
         try:
             return str(stream.socket.getpeername()[0])

@@ -20,7 +20,7 @@ from ..protocol.messages import (
 )
 from .functions import FunctionEntry
 from .peer import DEFAULT_NAMESPACE
-from .triggers import ALIASES, Binding, Reason, TypeClaim
+from .triggers import Binding, Reason, TypeClaim
 
 if TYPE_CHECKING:
     from .remote import RemotePeer
@@ -32,9 +32,13 @@ REPLACEABLE: Final = "engine::queue::"
 UNBIND_EXTRA: Final = len("un")
 
 
-def register_function(peer: "RemotePeer", message: RegisterFunction) -> None:
-    """Claim a function id for `peer`. A clash is answered once the incumbent has shown whether it lives."""
+def register_function(peer: "RemotePeer", message: RegisterFunction, exposed_id: str = "") -> None:
+    """Claim a function id for `peer`. A clash is answered once the incumbent has shown whether it lives.
+
+    `exposed_id` is the id by which the worker knows the function, where it is stored under another one.
+    """
     core, key = peer.core, (peer.namespace, message.id)
+    exposed_id = exposed_id or message.id
     if not message.id:
         peer.complain(WireError("a function needs a non-empty id", errors.INVALID_MESSAGE))
         return
@@ -47,7 +51,7 @@ def register_function(peer: "RemotePeer", message: RegisterFunction) -> None:
     taken = serving is not None and serving.builtin and not message.id.startswith(REPLACEABLE)
     if message.id.startswith(RESERVED) and (peer.namespace != DEFAULT_NAMESPACE or taken):
         log.warning("worker %s may not register %r: the id belongs to the engine", peer.label, message.id)
-        _reject(peer, key, "")
+        reject_function(peer, exposed_id, "")
         return
     if len(peer.functions) >= FUNCTIONS_PER_PEER and key not in peer.functions:
         peer.complain(WireError(f"more than {FUNCTIONS_PER_PEER} functions on one connection", errors.FORBIDDEN))
@@ -60,6 +64,7 @@ def register_function(peer: "RemotePeer", message: RegisterFunction) -> None:
         metadata=message.metadata,
         request_format=message.request_format,
         response_format=message.response_format,
+        exposed_id=exposed_id,
     )
     incumbent = core.functions.claim(entry)
     if incumbent.owner is peer:
@@ -67,22 +72,26 @@ def register_function(peer: "RemotePeer", message: RegisterFunction) -> None:
         return
 
     def answered(alive: bool) -> None:
-        now = core.functions.get(*key)
-        if peer.leaving or now is None or now.owner is peer or peer.functions.get(key) is None:
+        now, own = core.functions.get(*key), peer.functions.get(key)
+        if peer.leaving or now is None or now.owner is peer or own is None or own.replicas is not None:
             return
         if alive or now is not incumbent:
             log.warning("function %r in %r is served by %s; %s stands by", key[1], key[0], now.owner.id, peer.label)
-            _reject(peer, key, now.owner.id)
+            reject_function(peer, exposed_id, now.owner.id)
         else:
             core.retire(incumbent.owner, 1012, "silent while its function was claimed")
 
     core.probe(incumbent.owner, answered)
 
 
-def _reject(peer: "RemotePeer", key: tuple[str, str], owner_id: str) -> None:
+def reject_function(peer: "RemotePeer", exposed_id: str, owner_id: str) -> None:
+    """Tell `peer` that a function it wants to register is somebody else's; "" is the engine."""
     peer.send(
         RegistrationRejected(
-            code=errors.FUNCTION_NAMESPACE_CONFLICT, namespace=key[0], function_id=key[1], owner_worker_id=owner_id
+            code=errors.FUNCTION_NAMESPACE_CONFLICT,
+            namespace=peer.namespace,
+            function_id=exposed_id,
+            owner_worker_id=owner_id,
         )
     )
 
@@ -92,24 +101,33 @@ def unregister_function(peer: "RemotePeer", function_id: str) -> None:
     peer.core.functions.release(peer, peer.namespace, function_id)
 
 
-def register_trigger(peer: "RemotePeer", message: RegisterTrigger) -> None:
-    """Bind a function to a trigger; only failures are answered."""
-
-    def refuse(code: str, text: str) -> None:
-        log.warning("trigger %s (%s -> %s): %s", message.id, message.trigger_type, message.function_id, text)
-        peer.send(
-            TriggerRegistrationResult(
-                id=message.id,
-                trigger_type=message.trigger_type,
-                function_id=message.function_id,
-                error=ErrorBody(code=code, message=text),
-            )
-        )
-
+def blank_namespace(message: RegisterTrigger) -> str | None:
+    """The name of a namespace field that was named and left blank, if there is one."""
     for name, value in (("namespace", message.namespace), ("trigger_namespace", message.trigger_namespace)):
         if value is not None and not value.strip():
-            refuse(errors.INVALID_NAMESPACE, errors.blank_namespace_text(name))
-            return
+            return name
+    return None
+
+
+def refuse_trigger(peer: "RemotePeer", sent: RegisterTrigger, code: str, text: str) -> None:
+    """Tell `peer` that the trigger it sent was not registered."""
+    log.warning("trigger %s (%s -> %s): %s", sent.id, sent.trigger_type, sent.function_id, text)
+    peer.send(refused_result(sent, code, text))
+
+
+def register_trigger(peer: "RemotePeer", message: RegisterTrigger, sent: RegisterTrigger | None = None) -> None:
+    """Bind a function to a trigger; only failures are answered.
+
+    `sent` is the frame as the worker sent it, where things are stored under other ids.
+    """
+
+    def refuse(code: str, text: str) -> None:
+        refuse_trigger(peer, sent or message, code, text)
+
+    blank = blank_namespace(message)
+    if blank is not None:
+        refuse(errors.INVALID_NAMESPACE, errors.blank_namespace_text(blank))
+        return
     if len(peer.bindings) >= BINDINGS_PER_PEER and message.id not in peer.bindings:
         refuse(errors.TRIGGER_REGISTRATION_FAILED, f"more than {BINDINGS_PER_PEER} triggers on one connection")
         return
@@ -134,6 +152,7 @@ def register_trigger(peer: "RemotePeer", message: RegisterTrigger) -> None:
         namespace=namespace,
         trigger_namespace=message.trigger_namespace,
         home=peer.namespace,
+        as_sent=sent,
     )
     try:
         peer.core.triggers.register(binding)
@@ -148,8 +167,8 @@ def unregister_trigger(peer: "RemotePeer", binding_id: str) -> None:
         peer.core.triggers.unregister(binding_id)
 
 
-def register_trigger_type(peer: "RemotePeer", message: RegisterTriggerType) -> None:
-    """Make `peer` the provider of a trigger type."""
+def register_trigger_type(peer: "RemotePeer", message: RegisterTriggerType, exposed_id: str = "") -> None:
+    """Make `peer` the provider of a trigger type; `exposed_id` is the id by which it knows it, if that is another."""
     namespace = peer.namespace if message.namespace is None else message.namespace
     if not namespace.strip():
         peer.complain(WireError(errors.blank_namespace_text(), errors.INVALID_NAMESPACE))
@@ -162,7 +181,7 @@ def register_trigger_type(peer: "RemotePeer", message: RegisterTriggerType) -> N
             id=message.id,
             namespace=namespace,
             owner=peer,
-            provider=WorkerProvider(peer, message.id, namespace),
+            provider=WorkerProvider(peer, exposed_id or message.id, namespace),
             description=message.description,
             config_format=message.trigger_request_format,
             call_format=message.call_request_format,
@@ -182,7 +201,7 @@ class WorkerProvider:
         """Send `registertrigger`; the binding is live at once, its provider's answer is not awaited."""
         frame = RegisterTrigger(
             id=binding.id,
-            trigger_type=self._name(binding),
+            trigger_type=self.type_id,
             function_id=binding.function_id,
             config=binding.config.or_null(),
             metadata=binding.metadata,
@@ -207,22 +226,20 @@ class WorkerProvider:
         self.peer.send(
             UnregisterTrigger(
                 id=binding.id,
-                trigger_type=self._name(binding),
+                trigger_type=self.type_id,
                 function_id=binding.function_id,
                 config=binding.config.or_null(),
                 metadata=binding.metadata,
             )
         )
 
-    def _name(self, binding: Binding) -> str:
-        return self.type_id if binding.trigger_type in ALIASES else binding.trigger_type
 
-
-def refused_result(binding: Binding, code: str, text: str) -> TriggerRegistrationResult:
-    """The frame that tells a binding's owner that its provider said no; it keeps the type name the owner used."""
+def refused_result(trigger: Binding | RegisterTrigger, code: str, text: str) -> TriggerRegistrationResult:
+    """The frame that tells a trigger's owner that it is not bound; it keeps the ids and the type name the owner used."""
+    sent = trigger.as_sent or trigger if isinstance(trigger, Binding) else trigger
     return TriggerRegistrationResult(
-        id=binding.id,
-        trigger_type=binding.trigger_type,
-        function_id=binding.function_id,
+        id=sent.id,
+        trigger_type=sent.trigger_type,
+        function_id=sent.function_id,
         error=ErrorBody(code=code, message=text),
     )

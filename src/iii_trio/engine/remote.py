@@ -33,7 +33,8 @@ from ..protocol.messages import (
     UnregisterTriggerType,
 )
 from ..transport import Connection, Oversize
-from . import registrations
+from . import guard, middleware, registrations
+from .access import Session
 from .admission import REGISTRATIONS, Intake
 from .deadlines import Timer
 from .invocations import Call, Outcome
@@ -78,13 +79,18 @@ class RemoteStatistics:
 
 @define(eq=False, repr=False, kw_only=True)
 class RemotePeer(Peer):
-    """One worker connection."""
+    """One worker connection.
+
+    `middleware` is the function that its calls go through, `hook` the call by which a hook is being asked.
+    """
 
     core: "Engine"
     connection: Connection
     address: str
     connected_at_ms: int
     reattach_token: str = field(factory=lambda: str(uuid.uuid4()))
+    middleware: str | None = None
+    hook: Call | None = None
     info: RegisterWorker | None = None
     description: str | None = None
     namespace_fixed: bool = False
@@ -168,11 +174,10 @@ class RemotePeer(Peer):
         try:
             if kind in REGISTRATIONS:
                 message = codec.read_message(kind, frame)
-                if self.intake.holds_registrations:
-                    function_id = message.id if isinstance(message, RegisterFunction) else None
-                    self.intake.park(lambda: self._apply(message), len(frame), function_id)
-                else:
-                    self._apply(message)
+                function_id = message.id if isinstance(message, RegisterFunction | UnregisterFunction) else None
+                if function_id is not None and self.session is not None:
+                    function_id = self.session.prefixed(function_id)
+                self.intake.register(lambda: self._apply(message), len(frame), function_id)
             elif kind in _HANDLERS:
                 _HANDLERS[kind](self, codec.read_message(kind, frame))
             elif not codec.is_known(kind):
@@ -183,7 +188,9 @@ class RemotePeer(Peer):
     def _apply(self, message: Message) -> None:
         if self.leaving:
             return
-        if isinstance(message, RegisterFunction):
+        if self.session is not None:
+            self._apply_for(self.session, message)
+        elif isinstance(message, RegisterFunction):
             registrations.register_function(self, message)
         elif isinstance(message, RegisterTrigger):
             registrations.register_trigger(self, message)
@@ -196,6 +203,21 @@ class RemotePeer(Peer):
         elif isinstance(message, UnregisterTriggerType):
             self.core.triggers.withdraw_type(self, message.namespace or self.namespace, message.id)
 
+    def _apply_for(self, session: Session, message: Message) -> None:
+        """`_apply` under access control."""
+        if isinstance(message, RegisterFunction):
+            guard.register_function(self, session, message)
+        elif isinstance(message, RegisterTrigger):
+            guard.register_trigger(self, session, message)
+        elif isinstance(message, UnregisterFunction):
+            guard.unregister_function(self, session, message.id)
+        elif isinstance(message, UnregisterTrigger):
+            guard.unregister_trigger(self, session, message.id)
+        elif isinstance(message, RegisterTriggerType):
+            guard.register_trigger_type(self, session, message)
+        elif isinstance(message, UnregisterTriggerType):
+            guard.unregister_trigger_type(self, session, message)
+
     def _on_invoke(self, envelope: Envelope, frame: bytes) -> None:
         function_id = envelope.function_id
         if function_id is None:
@@ -203,7 +225,7 @@ class RemotePeer(Peer):
             return
         if self.intake.holds_call(function_id):
             call_id = codec.canonical_id(envelope.invocation_id or "")
-            self.intake.park(lambda: self._invoke(envelope, function_id, frame), len(frame), call_id=call_id)
+            self.intake.park_call(lambda: self._invoke(envelope, function_id, frame), len(frame), function_id, call_id)
             return
         self._invoke(envelope, function_id, frame)
 
@@ -222,27 +244,35 @@ class RemotePeer(Peer):
             self._refuse(reply_id, function_id, Outcome.failed(error), envelope)
             return
         void = False
+        action = None
         if envelope.action:
             try:
                 action = codec.read_action(bytes(envelope.action))
             except ProtocolError as error:
                 self._bad_frame(frame, f"action: {error}")
                 return
-            if action is not None and action.type == "enqueue":
-                self._enqueue(envelope, function_id, namespace, reply_id, action.queue)
-                return
-            if action is not None and action.type != "void":
+            if action is not None and action.type not in ("enqueue", "void"):
                 self._bad_frame(frame, f"unknown action {action.type!r}; the engine knows void and enqueue")
                 return
-            void = action is not None
         deadline_ms, metadata = envelope.deadline_ms, envelope.metadata
+        timeout_s = None if deadline_ms is None else max(0, min(deadline_ms, DEADLINE_MS)) / 1000
+        if self.middleware is not None and middleware.applies(self, self.middleware, namespace, function_id):
+            refused = middleware.call(self, self.middleware, envelope, function_id, namespace, reply_id, timeout_s)
+            if refused is not None:
+                self._refuse(reply_id, function_id, refused, envelope)
+            return
+        if action is not None:
+            if action.type == "enqueue":
+                self._enqueue(envelope, function_id, namespace, reply_id, action.queue)
+                return
+            void = True
         started = self.core.invocations.route(
             self,
             function_id,
             Json(bytes(envelope.data)),
             namespace=namespace,
             reply_id=None if void else reply_id,
-            timeout_s=None if deadline_ms is None else max(0, min(deadline_ms, DEADLINE_MS)) / 1000,
+            timeout_s=timeout_s,
             metadata=bytes(metadata) if metadata else b"",
             traceparent=envelope.traceparent,
             baggage=envelope.baggage,
@@ -257,6 +287,9 @@ class RemotePeer(Peer):
             self.reply(reply_id, function_id, outcome, envelope.traceparent, envelope.baggage)
             return
         error = outcome.exception()
+        if error.code == errors.FORBIDDEN:
+            # spec/protocol.md §14.3: said even where no answer is awaited, under an id that is nobody's
+            self.reply(self.core.invocations.new_id(), function_id, outcome, envelope.traceparent, envelope.baggage)
         shown = errors.shorten(str(error))
         log.warning("worker %s: call of %s without a reply failed: %s", self.label, function_id[:200], shown)
         if error.code == errors.FORBIDDEN:
@@ -409,8 +442,7 @@ class RemotePeer(Peer):
             call.fail(WireError(text, errors.WORKER_OVERLOADED))
             return
         raw = data.raw
-        if call.origin.injects:
-            raw = codec.splice_caller(raw, call.origin.caller_pair)
+        raw = codec.splice_caller(raw, call.origin.caller_pair) if call.injects else codec.strip_caller(raw)
         if call.traceparent or call.baggage or call.metadata or CANCEL_FEATURE in self.features:
             tail = self._extras(call)
         else:
@@ -443,6 +475,9 @@ class RemotePeer(Peer):
 
     def deliver(self, call: Call, outcome: Outcome) -> None:
         """See `Caller.deliver`."""
+        if call.on_done is not None:
+            call.on_done(outcome)
+            return
         assert call.reply_id is not None
         head = b"".join((b'{"type":"invocationresult","invocation_id":"', call.reply_id.encode(), call.function.echo))
         self._answer(head, outcome, call.traceparent, call.baggage)
@@ -469,10 +504,23 @@ class RemotePeer(Peer):
 
     def _grace_over(self) -> None:
         self._grace = None
+        if self.namespace_fixed:
+            return
+        if self.session is not None and not self.session.permits(DEFAULT_NAMESPACE):
+            self.bar_namespace(self.session.refusal(DEFAULT_NAMESPACE))
+            return
+        if self.intake.statistics().parked:
+            log.warning("worker %s named no namespace in time; it works in 'default'", self.label)
+        self.fix_namespace(DEFAULT_NAMESPACE)
+
+    def bar_namespace(self, error: WireError) -> None:
+        """It has named no namespace that it may work in: its registrations stay unapplied until it does."""
         if not self.namespace_fixed:
-            if self.intake.statistics().parked:
-                log.warning("worker %s named no namespace in time; it works in 'default'", self.label)
-            self.fix_namespace(DEFAULT_NAMESPACE)
+            self.stop_grace()
+            self.core.invocations.tick()
+            self.intake.bar()
+        log.warning("worker %s: %s", self.label, errors.shorten(error.message))
+        self.complain(error)
 
     def fix_namespace(self, namespace: str) -> None:
         """From now on this connection's registrations apply, in `namespace`; it never changes again."""
@@ -525,6 +573,9 @@ class RemotePeer(Peer):
     def released(self) -> None:
         """The footprint has been given back; called by `Engine.release` only."""
         self.intake.discard()
+        if self.hook is not None:
+            self.core.local.cancel_call(self.hook, "caller_disconnected")
+            self.hook = None
         self.stop_grace()
         self._answer_probe(alive=False)
 
@@ -559,6 +610,7 @@ class RemotePeer(Peer):
     def _on_trigger_result(self, message: TriggerRegistrationResult) -> None:
         error = message.error
         if error is None:
+            self.core.triggers.answered(self, message.id, None)
             return
         code, text = errors.shorten(error.code, 200), errors.shorten(error.message)
         binding = self.core.triggers.answered(self, message.id, ErrorBody(code=code, message=text))

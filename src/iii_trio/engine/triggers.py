@@ -7,7 +7,7 @@ bug and raises.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -18,7 +18,7 @@ from ..protocol.errors import TriggerRejected, WireError
 from .peer import DEFAULT_NAMESPACE, Peer
 
 if TYPE_CHECKING:
-    from ..protocol.messages import ErrorBody
+    from ..protocol.messages import ErrorBody, RegisterTrigger
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ class Binding:
 
     `trigger_type` is the name its owner used, `type_id` the canonical one. `namespace` is the target function's;
     `trigger_namespace` the provider's if the owner named one; `home` the owner's own. `owner` of None: durable, nobody's
-    connection ends it. `why` says in words why it is parked or refused.
+    connection ends it. `as_sent` is the frame of its owner, if access control stored it under other ids. `why` says in
+    words why it is parked or refused.
     """
 
     id: str
@@ -81,10 +82,13 @@ class Binding:
     namespace: str = DEFAULT_NAMESPACE
     trigger_namespace: str | None = None
     home: str = DEFAULT_NAMESPACE
+    as_sent: "RegisterTrigger | None" = None
     type_id: str = field(init=False)
     state: BindingState = field(default=BindingState.NEW, init=False)
     claim: "TypeClaim | None" = field(default=None, init=False)
     why: str = field(default="", init=False)
+    on_answer: Callable[[], None] | None = field(default=None, init=False)
+    """Called once: when its provider has answered, or it is not live any more."""
 
     def __attrs_post_init__(self) -> None:
         self.type_id = ALIASES.get(self.trigger_type, self.trigger_type)
@@ -94,6 +98,14 @@ class Binding:
         if state not in TRANSITIONS[self.state]:
             raise AssertionError(f"binding {self.id}: {self.state} -> {state}")
         self.state, self.claim, self.why = state, claim, why
+        if state is not BindingState.LIVE:
+            self.answered()
+
+    def answered(self) -> None:
+        """Tell whoever waits for the provider's answer; nobody most of the time."""
+        on_answer, self.on_answer = self.on_answer, None
+        if on_answer is not None:
+            on_answer()
 
 
 class Provider(Protocol):
@@ -140,6 +152,8 @@ class Triggers:
     _bindings: dict[str, Binding] = field(factory=dict)
     # the same bindings under every name of their type: what a provider that comes or goes has to look at
     _by_type: dict[str, dict[str, Binding]] = field(factory=dict)
+    durable: int = field(default=0, init=False)
+    """Bindings that no connection owns."""
 
     # -- queries ------------------------------------------------------------------------------------------------------
 
@@ -154,6 +168,11 @@ class Triggers:
     def types(self) -> tuple[TypeClaim, ...]:
         """The serving claim of every provided type."""
         return tuple(claims[-1] for claims in self._types.values())
+
+    def provider(self, namespace: str, type_id: str) -> TypeClaim | None:
+        """The serving claim of one type in one namespace, or None."""
+        claims = self._types.get((namespace, type_id))
+        return claims[-1] if claims else None
 
     def resolve(self, binding: Binding) -> TypeClaim | None:
         """The provider that should serve a binding: the named namespace only, else home first, then `default`."""
@@ -217,14 +236,16 @@ class Triggers:
 
     def refuse(self, binding: Binding, why: str) -> None:
         """A worker provider answered a live binding with an error (spec/protocol.md §9.4)."""
-        if binding.state is BindingState.LIVE and binding.claim is not None:
-            binding.claim.provider.unbind(binding, Reason.REJECTED)
-            binding.move(BindingState.REFUSED, None, why)
+        if binding.state is BindingState.LIVE:
+            self._leave(binding, BindingState.REFUSED, Reason.REJECTED, why)
 
     def answered(self, peer: Peer, binding_id: str, error: "ErrorBody | None") -> Binding | None:
         """A provider answered: ignored unless `peer` serves the binding. Returns the binding if it was refused."""
         binding = self._bindings.get(binding_id)
-        if binding is None or binding.claim is None or binding.claim.owner is not peer or error is None:
+        if binding is None or binding.claim is None or binding.claim.owner is not peer:
+            return None
+        if error is None:
+            binding.answered()
             return None
         self.refuse(binding, f"{error.code}: {error.message}")
         return binding
@@ -243,11 +264,10 @@ class Triggers:
         claims.append(claim)
         claim.owner.types.append(claim)
         for binding in self._of_type(claim.id):
-            if binding.state is BindingState.GONE or self.resolve(binding) is not claim:
+            if self.resolve(binding) is not claim:
                 continue
-            if binding.state is BindingState.LIVE and binding.claim is not None:
-                if binding.claim is not previous or previous not in same_owner:
-                    binding.claim.provider.unbind(binding, Reason.PROVIDER_LEFT)
+            if binding.claim is not previous or previous not in same_owner:
+                self._leave(binding, BindingState.PARKED, Reason.PROVIDER_LEFT)
             self._activate(binding, claim)
         return claim
 
@@ -263,7 +283,7 @@ class Triggers:
             del self._types[key]
         for binding in self._of_type(claim.id):
             if binding.claim is claim:
-                claim.provider.unbind(binding, Reason.PROVIDER_LEFT)
+                self._leave(binding, BindingState.PARKED, Reason.PROVIDER_LEFT)
                 self._move_on(binding)
 
     def withdraw_type(self, owner: Peer, namespace: str, type_id: str) -> bool:
@@ -294,6 +314,8 @@ class Triggers:
             self._by_type.setdefault(type_id, {})[binding.id] = binding
         if binding.owner is not None:
             binding.owner.bindings[binding.id] = binding
+        else:
+            self.durable += 1
 
     def _take_out(self, binding: Binding) -> None:
         if self._bindings.get(binding.id) is binding:
@@ -302,17 +324,26 @@ class Triggers:
                 del self._by_type[type_id][binding.id]
                 if not self._by_type[type_id]:
                     del self._by_type[type_id]
+            if binding.owner is None:
+                self.durable -= 1
         if binding.owner is not None and binding.owner.bindings.get(binding.id) is binding:
             del binding.owner.bindings[binding.id]
 
     def _drop(self, binding: Binding, reason: Reason) -> None:
         self._take_out(binding)
+        self._leave(binding, BindingState.GONE, reason)
+
+    def _leave(self, binding: Binding, state: BindingState, reason: Reason, why: str = "") -> None:
+        """Change to a state without a provider, then tell the one it had: once, whatever comes of telling it."""
         claim = binding.claim
-        if binding.state is BindingState.LIVE and claim is not None:
+        if binding.state is not BindingState.GONE:
+            binding.move(state, None, why)
+        if claim is not None:
             claim.provider.unbind(binding, reason)
-        binding.move(BindingState.GONE)
 
     def _activate(self, binding: Binding, claim: TypeClaim) -> None:
+        if binding.state is BindingState.GONE:
+            return  # its owner was lost while its last provider was told
         try:
             claim.provider.bind(binding)
         except TriggerRejected as error:
@@ -333,6 +364,8 @@ class Triggers:
 
     def _move_on(self, binding: Binding) -> None:
         """Its provider is gone: to who provides the type now, or into the waiting room."""
+        if binding.state is BindingState.GONE:
+            return
         successor = self.resolve(binding)
         if successor is None:
             self._park(binding, self._why_parked(binding))

@@ -120,7 +120,11 @@ class Workers:
                 "Give it a name, or omit the field to register in 'default'."
             )
             raise WireError(text, errors.INVALID_NAMESPACE)
-        declared = info.namespace or DEFAULT_NAMESPACE
+        declared = info.namespace or (peer.namespace if peer.namespace_fixed else DEFAULT_NAMESPACE)
+        if peer.session is not None and not peer.session.permits(declared):
+            refusal = peer.session.refusal(declared)
+            peer.bar_namespace(refusal)
+            raise refusal
         namespace = peer.namespace if peer.namespace_fixed else declared
         if info.namespace is not None and namespace != declared:
             log.warning("worker %s declared namespace %r too late; it stays in %r", peer.label, declared, namespace)

@@ -11,7 +11,7 @@ import re
 import types
 import uuid
 from collections.abc import Callable
-from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import attrs
 import msgspec
@@ -22,6 +22,8 @@ from .json import ABSENT, Json
 from .limits import MAX_DEPTH
 from .messages import Action, ErrorBody, Message
 from .scan import MAX_DIGITS, deeper_than, has_endless_number, has_lone_surrogate
+
+T = TypeVar("T")
 
 _BACKSLASH: Final = ord("\\")  # a number: `in` finds it four times as fast as a bytes object of one
 _UNDERSCORE: Final = ord("_")
@@ -81,6 +83,11 @@ def open_envelope(frame: bytes) -> Envelope:
     if len(frame) > MAX_DIGITS and has_endless_number(frame):
         raise ProtocolError(f"a number has {MAX_DIGITS} digits or more")
     return envelope
+
+
+def nests_too_deep(data: bytes) -> bool:
+    """Whether valid JSON text nests too deep for the payload of a frame: who wraps a payload has to ask again."""
+    return data.count(b"[") + data.count(b"{") >= MAX_DEPTH and deeper_than(data, MAX_DEPTH - 1)
 
 
 _INVOCATION_ID: Final = re.compile(rb'"invocation_id"\s*:\s*"([^"\\]{1,64})"')
@@ -202,6 +209,11 @@ def read_worker(data: bytes) -> messages.RegisterWorker:
     return worker
 
 
+def reader(cls: type[T]) -> Callable[[bytes], T]:
+    """How to read a payload into an attrs class, by the same rules as messages; it raises `ProtocolError`."""
+    return _Reader(cls)
+
+
 def read_error(raw: bytes) -> bytes:
     """The `error` of a result as text that every SDK can decode; empty when there is none.
 
@@ -267,6 +279,13 @@ def encode_fields(value: Any) -> bytes:
     return _encode(_fields(value))
 
 
+def encode_object(fields: dict[str, Any]) -> bytes:
+    """JSON text of an object. A `Json` goes in as it is, `ABSENT` as null."""
+    return _encode(
+        {name: _plain(value.or_null() if isinstance(value, Json) else value) for name, value in fields.items()}
+    )
+
+
 def canonical_text(value: Any) -> bytes:
     """JSON text with sorted keys: equal values have equal text."""
     return _encode_sorted(value)
@@ -294,3 +313,14 @@ def splice_caller(data: bytes, pair: bytes) -> bytes:
             found = _OBJECT.match(data)
             assert found is not None
     return pair + (b"" if found[1] else b",") + data[found.start(1) if found[1] else found.end() :]
+
+
+def strip_caller(data: bytes) -> bytes:
+    """An object payload without a `_caller_worker_id`, however it is escaped; any other payload as it is.
+
+    For calls in which the engine names no caller: what a peer wrote there must not pass for the engine's word.
+    """
+    if (CALLER_KEY not in data and b"\\u" not in data) or _OBJECT.match(data) is None:
+        return data
+    top = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    return data if top.pop("_caller_worker_id", None) is None else _encode(top)

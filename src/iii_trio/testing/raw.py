@@ -6,15 +6,16 @@ Everything runs over memory streams: no socket, no thread, so it works under Tri
 import json
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import trio
 import trio.testing
 from attrs import define, field
 
-from ..engine import Engine, Listener
+from ..engine import EVERYBODY, Engine, Listener, Rules
 from ..engine.events import WorkerDisconnected
 from ..transport import Closed, Connection, Framing, Oversize, Request
 
@@ -132,22 +133,31 @@ class RawWorker:
 
 @define(eq=False, repr=False)
 class RawPort:
-    """Connects raw workers to an engine without a socket."""
+    """Connects raw workers to an engine without a socket; `rules` are those of the port."""
 
     core: Engine
     nursery: trio.Nursery
+    rules: Rules = EVERYBODY
     listener: Listener = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.listener = Listener(core=self.core)
+        self.listener = Listener(core=self.core, rules=self.rules)
 
-    async def connect(self, **introduction: Any) -> RawWorker:
-        """A connected worker; with keywords it has also introduced itself with them."""
+    async def open(self, path: str = "/", query: str = "", headers: Mapping[str, str] = MappingProxyType({})) -> RawWorker:
+        """A worker whose upgrade has been served; nothing has been waited for."""
         ours, theirs = trio.testing.memory_stream_pair()
-        request = Request("GET", "/", "", [])
+        request = Request("GET", path, query, list(headers.items()))
         self.nursery.start_soon(self.listener.serve, theirs, request, Framing(), name="raw connection")
         worker = RawWorker(Connection(ours, Framing(client=True), on_oversize=_ignore, name="raw worker"))
         await self.nursery.start(worker.run)
+        return worker
+
+    async def connect(self, **introduction: Any) -> RawWorker:
+        """A connected worker; with keywords it has also introduced itself with them."""
+        return await self.greeted(await self.open(), **introduction)
+
+    async def greeted(self, worker: RawWorker, **introduction: Any) -> RawWorker:
+        """An opened worker once it is admitted; with keywords it has also introduced itself with them."""
         greeting = await worker.next("workerregistered")
         worker.worker_id, worker.reattach_token = greeting["worker_id"], greeting["reattach_token"]
         if introduction:

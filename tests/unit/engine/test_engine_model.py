@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from attrs import define, field
 from engine_sync import VOID, SyncCore, SyncWorker
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
@@ -24,7 +24,7 @@ GRACE = PROBE = TOMB = 5.0
 DEFAULT = 60.0
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Job:
     """One call as the model sees it. `executor` of None: a built-in. `wire` is known once it has arrived."""
 
@@ -38,7 +38,7 @@ class Job:
     tomb_until: float = 0.0
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Node:
     """One worker as the model sees it. `backlog` holds what it registers before it has said who it is."""
 
@@ -53,8 +53,11 @@ class Node:
     owed: dict[str, int] = field(factory=dict)
     bound: set[str] = field(factory=set)
 
+    def __repr__(self) -> str:
+        return f"node {self.grace_order}"
 
-@define(eq=False)
+
+@define(eq=False, repr=False)
 class Bind:
     """One binding as the model sees it."""
 
@@ -470,7 +473,11 @@ def run(examples: int, steps: int, caplog: pytest.LogCaptureFixture) -> None:
     run_state_machine_as_test(
         CoreMachine,
         settings=settings(
-            max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=health
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=health,
+            phases=(Phase.generate, Phase.shrink),
         ),
     )
 

@@ -1,7 +1,7 @@
 """HTTP requests through the ASGI application, in an engine without sockets and under a virtual clock."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from iii_trio.engine import (
     open_local,
 )
 from iii_trio.modules.http import HttpModule
+from iii_trio.modules.http.connections import CONNECTION
 from iii_trio.modules.http.exchange import ANSWERS, Answer, Event, ResponseDecision
 from iii_trio.protocol import ABSENT, NULL, Json
 from iii_trio.protocol.errors import ConfigError, WireError
@@ -582,6 +583,29 @@ async def test_an_answer_leaves_before_the_rest_of_the_upload_is_read(
         assert trio.current_time() == 5
 
 
+async def test_a_connection_whose_upload_does_not_end_is_broken_off_after_the_answer(autojump_clock: MockClock) -> None:
+    did: list[str] = []
+
+    class Recorder:
+        @contextmanager
+        def held(self) -> Iterator[None]:
+            did.append("held")
+            yield
+
+        async def flush(self) -> None:
+            did.append("flush")
+
+        def abort(self) -> None:
+            did.append("abort")
+
+    async with open_house() as house:
+        endless = house.client("POST", "/nope", {"transfer-encoding": "chunked"})
+        endless.scope["state"] = {CONNECTION: Recorder()}
+        reply = await endless.run()
+        assert reply is not None
+        assert (reply.status, did) == (404, ["held", "flush", "abort"])
+
+
 # -- conditions -------------------------------------------------------------------------------------------------------
 
 
@@ -651,6 +675,20 @@ async def test_condition_and_handler_share_one_deadline(
         assert trio.current_time() == pytest.approx(3)
         await wait_all_tasks_blocked()
         assert story == ["started", "cancelled"]
+
+
+async def test_a_handler_is_not_begun_when_the_time_is_over(autojump_clock: MockClock) -> None:
+    async with open_house(default_timeout=1000) as house:
+
+        def guard(call: Call, data: Json) -> Outcome:
+            autojump_clock.jump(2)
+            return Outcome(Json(b"true"))
+
+        house.peer.register("guard", guard)
+        inputs = house.function("f", {"body": 1})
+        house.route("/x", condition="guard")
+        assert (await house.ask("/x")).status == 504
+        assert inputs == []
 
 
 # -- slots ------------------------------------------------------------------------------------------------------------

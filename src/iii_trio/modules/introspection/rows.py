@@ -72,15 +72,16 @@ def visible(core: Engine, session: Session | None, namespace: str, function_id: 
 
 
 def function_summary(entry: FunctionEntry) -> Row:
-    """A FunctionSummary."""
+    """A FunctionSummary. Ours adds `replicas`: how many workers serve a shared function."""
     row: Row = {
         "function_id": entry.id,
         "namespace": entry.namespace,
         "worker_name": owner_name(entry.owner, entry.id),
         "description": entry.description,
         "metadata": value_of(entry.metadata),
+        "replicas": None if entry.replicas is None else len(entry.replicas),
     }
-    return _without_none(row, ("description", "metadata"))
+    return _without_none(row, ("description", "metadata", "replicas"))
 
 
 def function_detail(core: Engine, entry: FunctionEntry) -> Row:
