@@ -20,6 +20,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,8 +126,8 @@ def main() -> int:
     COMPAT.mkdir(exist_ok=True)
     (COMPAT / ".gitignore").write_text("*\n")
     failures = 0
-    pythons = [lambda file=file: prepare_python(file) for file in sorted(CLIENTS.glob("python-*.txt"))]
-    nodes = [lambda project=project: prepare_node(project) for project in NODE_PROJECTS]
+    pythons = [partial(prepare_python, file) for file in sorted(CLIENTS.glob("python-*.txt"))]
+    nodes = [partial(prepare_node, project) for project in NODE_PROJECTS]
     for step in (*pythons, *nodes):
         try:
             step()

@@ -216,10 +216,11 @@ class Arena:
 
     async def before(self) -> Snapshot:
         """The snapshot to compare with, when what the sweepers hold has gone as well."""
-        snapshot = await self.take()
-        while snapshot.alive:
-            snapshot = await self.take()
-        return snapshot
+        with trio.fail_after(SWEPT_S):
+            while True:
+                snapshot = await self.take()
+                if "RemotePeer" not in snapshot.alive:
+                    return snapshot
 
     async def settle_to(self, before: Snapshot) -> Snapshot:
         """The first snapshot that equals `before`; the one that does not, when the time that P4 allows is over."""

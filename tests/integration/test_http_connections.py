@@ -32,11 +32,11 @@ async def says_ok(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
 
 @define
 class Server:
-    """Connections that run, their port, and the nursery whose cancellation stops them."""
+    """Connections that run, their port, and the scope whose cancellation stops them, and only them."""
 
     connections: Connections
     port: int
-    nursery: trio.Nursery
+    scope: trio.CancelScope
     ended: trio.Event
 
     @asynccontextmanager
@@ -47,8 +47,8 @@ class Server:
     async def stop(self) -> float:
         """Cancel, and wait for the end; returns how long that took."""
         began = trio.current_time()
-        self.nursery.cancel_scope.cancel()
-        with trio.fail_after(PATIENCE_S, shield=True):
+        self.scope.cancel()
+        with trio.fail_after(PATIENCE_S):
             await self.ended.wait()
         return trio.current_time() - began
 
@@ -56,21 +56,19 @@ class Server:
 @asynccontextmanager
 async def serving(app: App = says_ok, **settings: Any) -> AsyncIterator[Server]:
     served = Connections(app=app, **settings)
-    ended = trio.Event()
     listeners = await bind("127.0.0.1", 0, "test")
-    port = listeners[0].socket.getsockname()[1]
+    server = Server(served, listeners[0].socket.getsockname()[1], trio.CancelScope(), trio.Event())
 
     async def serve(*, task_status: trio.TaskStatus[None]) -> None:
-        try:
+        with server.scope:
             await served.serve(listeners, task_status=task_status)
-        finally:
-            ended.set()
+        server.ended.set()
 
     with trio.fail_after(3 * PATIENCE_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(serve)
-            yield Server(served, port, nursery, ended)
-            nursery.cancel_scope.cancel()
+            yield server
+            server.scope.cancel()
     assert served.statistics().open == 0
 
 

@@ -29,10 +29,12 @@ import trio
 import watchfiles
 from attrs import define, field, frozen
 
+from ..protocol import limits
+
 _logger = logging.getLogger(__name__)
 
 GUARD = Path(__file__).with_name("guard.py")
-LINE_LIMIT = 16_384
+LINE_LIMIT = limits.CHILD_LINE_CHARS
 """Characters of one line of output; a longer one is passed on in pieces of this size."""
 READ_SIZE = 65_536
 RESTART_FIRST_S = 0.5

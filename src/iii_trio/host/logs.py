@@ -25,12 +25,14 @@ from typing import IO, Literal, Self
 
 from attrs import define, field, frozen
 
+from ..protocol import limits
+
 LogFormat = Literal["text", "json"]
 Format = Callable[[logging.LogRecord], str]
 
-QUEUE_RECORDS = 10_000
-QUEUE_CHARACTERS = 16 * 1024 * 1024
-MESSAGE_CHARACTERS = 32_768
+QUEUE_RECORDS = limits.LOG_RECORDS
+QUEUE_CHARACTERS = limits.LOG_CHARS
+MESSAGE_CHARACTERS = limits.LOG_MESSAGE_CHARS
 """A longer message is cut, and says so."""
 BATCH_RECORDS = 512
 STOP_TIMEOUT_S = 2.0

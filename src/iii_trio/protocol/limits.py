@@ -49,9 +49,27 @@ FIRING_WAITING: Final = 10_000
 TASK_HANDLERS: Final = 1_024
 STORE_OPS: Final = 10_000
 STORE_BYTES: Final = 64 * MIB
+STORE_VALUE: Final = 256 * MIB
+STORE_GROUP_OPS: Final = 1_000
+STORE_GROUP_BYTES: Final = 16 * MIB
+STORE_CALLBACKS: Final = 512
+STORE_WAL: Final = 64 * MIB
+QUEUE_SHELF: Final = 256 * MIB
+QUEUE_ERROR_CHARS: Final = 4_096
+QUEUE_DLQ_PAGE: Final = 1_000
 LOG_RECORDS: Final = 10_000
+LOG_CHARS: Final = 16 * MIB
+LOG_MESSAGE_CHARS: Final = 32_768
+CHILD_LINE_CHARS: Final = 16_384
 HTTP_BODY: Final = 16 * MIB
 NAME_CHARS: Final = 280
+
+# -- a worker of our own SDK
+WORKER_HANDLERS: Final = 256
+WORKER_THREADS: Final = 40
+WORKER_BACKLOG: Final = 256
+WORKER_BACKLOG_HARD: Final = 8_192
+WORKER_BINDINGS: Final = 10_000
 
 # -- time, in seconds
 HANDSHAKE_S: Final = 10.0
@@ -115,7 +133,31 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit("TASK_HANDLERS", TASK_HANDLERS, "tasks", "`worker_overloaded`", "built-ins that wait for peers"),
     Limit("STORE_OPS", STORE_OPS, "operations", "refused or waited for", "writes faster than the disk"),
     Limit("STORE_BYTES", STORE_BYTES, "bytes", "refused or waited for", "writes faster than the disk"),
+    Limit("STORE_VALUE", STORE_VALUE, "bytes", "refused", "SQLite's own bound would fail a whole group"),
+    Limit("STORE_GROUP_OPS", STORE_GROUP_OPS, "operations", "the next transaction", "answers keep flowing"),
+    Limit("STORE_GROUP_BYTES", STORE_GROUP_BYTES, "bytes", "the next transaction", "answers keep flowing"),
+    Limit("STORE_CALLBACKS", STORE_CALLBACKS, "callbacks", "other tasks get their turn", "fairness of the loop"),
+    Limit("STORE_WAL", STORE_WAL, "bytes", "cut back at a checkpoint", "disk space after a burst"),
+    Limit("QUEUE_SHELF", QUEUE_SHELF, "bytes", "read back from the log", "payloads that wait"),
+    Limit("QUEUE_ERROR_CHARS", QUEUE_ERROR_CHARS, "characters", "cut", "a handler's error kept with the message"),
+    Limit("QUEUE_DLQ_PAGE", QUEUE_DLQ_PAGE, "dead letters", "the next page", "one answer's size"),
     Limit("LOG_RECORDS", LOG_RECORDS, "records", "dropped and counted", "a blocked stdout stops nothing"),
+    Limit("LOG_CHARS", LOG_CHARS, "characters", "dropped and counted", "a blocked stdout stops nothing"),
+    Limit("LOG_MESSAGE_CHARS", LOG_MESSAGE_CHARS, "characters", "cut", "one message does not fill the log"),
+    Limit("CHILD_LINE_CHARS", CHILD_LINE_CHARS, "characters", "passed on in pieces", "output without line ends"),
+    Limit(
+        "WORKER_HANDLERS", WORKER_HANDLERS, "handlers", "the rest waits", "one worker process", "Worker(concurrency=)"
+    ),
+    Limit("WORKER_THREADS", WORKER_THREADS, "threads", "the rest waits", "handlers that are plain functions"),
+    Limit("WORKER_BACKLOG", WORKER_BACKLOG, "invocations", "the socket is not read", "back-pressure to the engine"),
+    Limit(
+        "WORKER_BACKLOG_HARD",
+        WORKER_BACKLOG_HARD,
+        "invocations",
+        "`worker_overloaded`",
+        "a paused socket that must be read",
+    ),
+    Limit("WORKER_BINDINGS", WORKER_BINDINGS, "changes", "refused", "a slow trigger provider"),
     Limit("HTTP_BODY", HTTP_BODY, "bytes", "413", "a request body is held in memory", "http.body_limit"),
     Limit("HANDSHAKE_S", HANDSHAKE_S, "s", "closed", "half a request head", "worker-manager.handshake_timeout_ms"),
     Limit("PING_AFTER_S", PING_AFTER_S, "s", "ping", "dead peers are found"),

@@ -20,6 +20,7 @@ from attrs import define, evolve, field, frozen
 from cattrs import Converter
 
 from iii_trio.protocol import errors as wire
+from iii_trio.protocol import limits
 from iii_trio.protocol.errors import WireError
 from iii_trio.protocol.json import ABSENT, Json, JsonError
 from iii_trio.protocol.messages import ErrorBody, InvocationResult
@@ -29,13 +30,13 @@ from .functions import Function
 from .invocation import CURRENT, Invocation
 from .structuring import Mismatch, encode
 
-CONCURRENCY: Final = 256
+CONCURRENCY: Final = limits.WORKER_HANDLERS
 """Handlers of one worker that run at once, unless it says otherwise."""
-THREADS: Final = 40
+THREADS: Final = limits.WORKER_THREADS
 """Threads for handlers that are plain functions."""
-BACKLOG: Final = 256
+BACKLOG: Final = limits.WORKER_BACKLOG
 """Invocations that may wait for a limit before the socket is not read any more; the batch in hand comes on top."""
-BACKLOG_HARD: Final = 8192
+BACKLOG_HARD: Final = limits.WORKER_BACKLOG_HARD
 """Invocations that may wait at all."""
 STACKTRACE_CHARS: Final = 16 * 1024
 """Of a stack trace, the last part is sent: it names where the error was raised."""

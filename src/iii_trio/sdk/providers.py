@@ -12,12 +12,13 @@ from typing import Any, Final, Protocol
 import trio
 from attrs import define, field, frozen
 
+from iii_trio.protocol import limits
 from iii_trio.protocol.errors import TRIGGER_REGISTRATION_FAILED, WireError
 from iii_trio.protocol.messages import ErrorBody, RegisterTrigger, TriggerRegistrationResult, UnregisterTrigger
 
 from .errors import TRIGGER_TYPE_NOT_FOUND
 
-BINDINGS_WAITING: Final = 10_000
+BINDINGS_WAITING: Final = limits.WORKER_BINDINGS
 """Binding changes that may wait for their provider; further registrations are answered with an error."""
 
 log = logging.getLogger("iii_trio.sdk")

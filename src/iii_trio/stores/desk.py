@@ -14,14 +14,15 @@ from typing import Any
 import trio
 from attrs import define, field
 
+from ..protocol import limits
 from ..protocol.errors import StoreError
 from ..protocol.limits import STORE_BYTES, STORE_OPS
 from .interfaces import Done, Failed, OnDone, Result, StoreClosed, StoreFull, StoreStatistics, T
 
-MAX_VALUE = 256 * 1024 * 1024
+MAX_VALUE = limits.STORE_VALUE
 """Bytes of one value or payload; SQLite's own bound is near 1 GB, and one that hits it would fail its whole group."""
 
-CALLBACKS_PER_TURN = 512
+CALLBACKS_PER_TURN = limits.STORE_CALLBACKS
 """Callbacks run before other tasks get their turn."""
 
 FLUSH_S = 30.0

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
+from ..protocol import limits
 from ..protocol.errors import StoreError
 from . import sqlite_check, sqlite_jobs, sqlite_kv
 from .desk import Submission, carry_out
@@ -27,7 +28,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = ((*sqlite_kv.SCHEMA, *sqlite_jo
 APPLICATION_ID: Final = 0x69696974
 """Marks the file as ours ("iiit"), so that another program's database is never touched."""
 
-WAL_LIMIT: Final = 64 * 1024 * 1024
+WAL_LIMIT: Final = limits.STORE_WAL
 """Bytes to which the write-ahead log is cut back after a burst."""
 
 OLDEST_SQLITE: Final = (3, 37)

@@ -14,14 +14,15 @@ from typing import TypeVarTuple
 
 import trio
 
+from ..protocol import limits
 from .desk import Desk, Submission
 from .interfaces import Fsync
 from .sqlite_file import SqliteFile, read, tables_of
 
-GROUP_OPS = 1_000
+GROUP_OPS = limits.STORE_GROUP_OPS
 """Operations in one transaction: the rest gets the next one, so that answers keep flowing."""
 
-GROUP_BYTES = 16 * 1024 * 1024
+GROUP_BYTES = limits.STORE_GROUP_BYTES
 """Bytes after which a transaction takes no further operation."""
 
 _logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import trio
 from attrs import define, field, frozen
 
 from ...engine import Outcome, RemotePeer
-from ...protocol import ABSENT, NULL, Json, errors
+from ...protocol import ABSENT, NULL, Json, errors, limits
 from ...protocol.errors import StoreError
 from ...protocol.limits import CONDITION_S
 from ...stores.interfaces import Done, Job
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ERROR_CHARS: Final = 4_096
+ERROR_CHARS: Final = limits.QUEUE_ERROR_CHARS
 """As much of a handler's error is kept with the message."""
 
 MARKER: Final = "iii.queue"

@@ -18,8 +18,8 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from ...engine import Engine, LocalPeer
+from ...protocol import limits
 from ...protocol.errors import StoreError
-from ...protocol.limits import MIB
 from ...stores.interfaces import Job, JobLog, StoreFull
 from ...stores.waiting import WaitingJobLog
 from .delivery import Attempt, Share
@@ -41,7 +41,7 @@ from .names import QueueKey
 
 log = logging.getLogger(__name__)
 
-SHELF_BYTES: Final = 256 * MIB
+SHELF_BYTES: Final = limits.QUEUE_SHELF
 JOB_OVERHEAD: Final = 1_024
 WRITE_AGAIN_S: Final = 1.0
 """Pause before a verdict that did not reach the disk is written again."""

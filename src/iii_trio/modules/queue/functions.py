@@ -10,7 +10,7 @@ from attrs import define
 
 from ...engine import DEFAULT_NAMESPACE, LATER, NOTHING, Call, Later, LocalPeer, Outcome
 from ...engine.local import InlineHandler
-from ...protocol import NULL, Json, codec, errors
+from ...protocol import NULL, Json, codec, errors, limits
 from ...protocol.errors import StoreError, WireError
 from ...stores import DeadLetter, Failed, Job, OnDone, Result
 from .dispatch import ActiveQueue
@@ -31,7 +31,7 @@ DLQ_TOPICS: Final = "engine::queue::dlq_topics"
 DLQ_MESSAGES: Final = "engine::queue::dlq_messages"
 
 DLQ_LIMIT: Final = 50
-DLQ_LARGEST: Final = 1_000
+DLQ_LARGEST: Final = limits.QUEUE_DLQ_PAGE
 """Dead letters in one answer: unless the caller says otherwise, and whatever it says."""
 
 NAMED_BROKER: Final = "function_queue"
