@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import pytest
 import trio
-from attrs import define, evolve, field
+from attrs import define, field
 from churn_snapshot import Snapshot, alive, take
 from churn_worker import FUNCTIONS, SHARED, WORKERS, Churner, Sight, function_ids, join, triggers
 
@@ -36,8 +36,6 @@ GENERATIONS: Final = 4
 STEPS: Final = 50
 GONE_S: Final = 1.0
 """P4: how long after the last connection's end the engine may take to be as before."""
-SWEPT_S: Final = 2.0
-"""How much longer an object may be alive that nothing holds but the loop variable of a sweeper."""
 DRAINED_S: Final = 30.0
 
 CONFIG: Final = """
@@ -215,22 +213,19 @@ class Arena:
         return await take(self.running, self.alive_before)
 
     async def before(self) -> Snapshot:
-        """The snapshot to compare with, when what the sweepers hold has gone as well."""
-        with trio.fail_after(SWEPT_S):
-            while True:
-                snapshot = await self.take()
-                if "RemotePeer" not in snapshot.alive:
-                    return snapshot
+        """The snapshot to compare with, when nothing is under way."""
+        with trio.fail_after(GONE_S):
+            while self.running.core.statistics().deadlines.timers:
+                await trio.sleep(0.01)
+        return await self.take()
 
     async def settle_to(self, before: Snapshot) -> Snapshot:
         """The first snapshot that equals `before`; the one that does not, when the time that P4 allows is over."""
-        began = trio.current_time()
+        deadline = trio.current_time() + GONE_S
         while True:
-            asked = trio.current_time() - began
+            late = trio.current_time() > deadline
             after = await self.take()
-            if after == before:
-                return after
-            if asked > GONE_S + SWEPT_S or (asked > GONE_S and evolve(after, alive=before.alive) != before):
+            if after == before or late:
                 return after
 
 

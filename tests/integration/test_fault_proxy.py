@@ -24,7 +24,7 @@ class Far:
         await stream.send_all(UPGRADED + b"hello")
         try:
             async for data in stream:
-                self.got.append(data)
+                self.got.append(bytes(data))
                 await stream.send_all(data)
         except trio.BrokenResourceError:
             pass
@@ -93,7 +93,7 @@ async def test_the_next_connection_can_come_before_the_last_one_ends(proxy: Faul
         assert not far.ended.is_set()
         async with await connect(proxy):
             await proxy.released(old)
-            new = await proxy.up("/some", since=old.cut_at)
+            new = await proxy.up("/some", after=old)
             assert old.released_at is not None
             assert new.up_at is not None
             assert new.up_at <= old.released_at

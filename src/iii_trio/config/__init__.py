@@ -29,6 +29,7 @@ from iii_trio.config.file import EngineConfig, Entry, default_config, load_confi
 from iii_trio.config.live import Live, LiveStatistics
 from iii_trio.config.names import WORKERS, WorkerName
 from iii_trio.config.problems import ConfigError, Position, Problem
+from iii_trio.config.rbac import ExposeSettings, RbacSettings, TlsSettings
 from iii_trio.config.schema import as_value, schema_of
 from iii_trio.config.settings import (
     SettingInfo,
@@ -53,6 +54,7 @@ __all__ = [
     "CronSettings",
     "EngineConfig",
     "Entry",
+    "ExposeSettings",
     "HttpSettings",
     "Live",
     "LiveStatistics",
@@ -66,6 +68,7 @@ __all__ = [
     "QueueModuleSettings",
     "QueueSettings",
     "QueueStoreSettings",
+    "RbacSettings",
     "SettingInfo",
     "StateAdapter",
     "StateSettings",
@@ -75,6 +78,7 @@ __all__ = [
     "StreamStoreSettings",
     "Structured",
     "Tier",
+    "TlsSettings",
     "Value",
     "WorkerManagerSettings",
     "WorkerName",

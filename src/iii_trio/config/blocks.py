@@ -18,6 +18,7 @@ from attrs import frozen
 
 from iii_trio.config.file import Entry
 from iii_trio.config.names import adapter_name
+from iii_trio.config.rbac import RbacSettings, TlsSettings, function_id
 from iii_trio.config.settings import no_op, setting
 from iii_trio.config.structuring import Structured, structure
 
@@ -83,12 +84,25 @@ class WorkerManagerSettings:
     handshake_timeout_ms: int = setting(
         10_000, tier="live", unit="ms", ge=1, doc="How long a new connection may take to finish its handshake."
     )
-    middleware_function_id: str | None = setting(
-        None, tier="live", nonempty=True, doc="Function that every invocation from a worker goes through."
+    token: str | None = setting(
+        None,
+        tier="restart",
+        nonempty=True,
+        filled=True,
+        doc="Secret that every connection has to bring, as `Authorization: Bearer` or `?token=`.",
     )
-    rbac: Mapping[str, Any] | None = setting(
-        None, tier="restart", doc="Access control; without it every worker may do everything."
+    middleware_function_id: str | None = function_id("Function that every invocation from a worker goes through.")
+    rbac: RbacSettings | None = setting(
+        None, tier="restart", filled=True, doc="Access control; without it every worker may do everything."
     )
+    tls: TlsSettings | None = setting(
+        None, tier="restart", filled=True, doc="Certificate and key; with them the port speaks TLS only."
+    )
+
+    def refusals(self, _: str) -> Iterator[tuple[tuple[str, ...], str]]:
+        """One thing says who gets in."""
+        if self.token is not None and self.rbac is not None and self.rbac.auth_function_id is not None:
+            yield ("token",), "`rbac.auth_function_id` decides who may connect; a port has either that or a token"
 
 
 @frozen(kw_only=True)

@@ -22,6 +22,7 @@ from iii_trio.config.structuring import structure
 from iii_trio.config.yaml import YamlMapping, YamlSequence, load_yaml
 
 GRACE_VARIABLE: Final = "III_NAMESPACE_GRACE_MS"
+TOKEN_VARIABLE: Final = "III_TOKEN"
 _ENTRY_KEYS: Final = ("name", "class", "image", "config")
 
 
@@ -58,6 +59,8 @@ class EngineConfig:
     data_dir: Path
     """Where stores live that name no directory of their own."""
     entries: tuple[Entry, ...]
+    token: str | None = field(default=None, repr=False)
+    """What worker ports ask for that say of themselves neither a token nor an auth function; from `III_TOKEN`."""
     source: Path | None = None
     """The file read, or None."""
     notes: tuple[str, ...] = ()
@@ -283,5 +286,6 @@ def _engine_config(
         default_invocation_timeout_ms=settings.default_invocation_timeout_ms,
         data_dir=Path(settings.data_dir),
         entries=tuple(entries),
+        token=environ.get(TOKEN_VARIABLE, "").strip() or None,
         notes=tuple(notes),
     )

@@ -40,6 +40,7 @@ class SettingInfo:
     refusal: Callable[[str, Any], str] | None = None
     translate: Callable[[str], str] | None = None
     gate: bool = False
+    filled: bool = False
 
     def refuse(self, owner: str, value: object) -> str | None:
         """Why `value` is out of bounds, or None. `owner` is the name the settings object stands under."""
@@ -77,6 +78,7 @@ def setting(
     refusal: Callable[[str, Any], str] | None = None,
     translate: Callable[[str], str] | None = None,
     gate: bool = False,
+    filled: bool = False,
     converter: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A field of a settings class; without `default` the key is required.
@@ -86,7 +88,7 @@ def setting(
     `aliases`: older spellings of the key; its camelCase form is understood anyway. `refusal(owner, value)`: the message
     for a value out of bounds, in place of the general one. `translate`: older spellings of a text value, applied
     before the bounds. `gate`: if this one is refused, the rest of the block is not looked at (it depends on it).
-    `converter`: attrs', applied on construction.
+    `filled`: a key written without a value is refused instead of meaning None. `converter`: attrs', on construction.
     """
     info = SettingInfo(
         doc=doc,
@@ -100,6 +102,7 @@ def setting(
         refusal=refusal,
         translate=translate,
         gate=gate,
+        filled=filled,
     )
     return field(default=default, converter=converter, validator=_check_bounds, metadata={_KEY: info})
 

@@ -38,7 +38,8 @@ def structure(cls: type[T], value: Mapping[str, Any] | None, *, summary: str = "
 
     The mapping may come from `load_yaml` (problems then name file, line and column) or be any JSON object. Old and
     camelCase spellings are accepted, unknown keys refused. Raises `ConfigError(summary, problems)` with all problems. A
-    class may have a method `refusals(owner) -> Iterable[(path of keys, message)]` for what its fields cannot say alone.
+    class may have a method `refusals(owner) -> Iterable[(path of keys, message)]` for what its fields cannot say alone,
+    and a class method `from_text(text)`, raising `ValueError`, if a text may stand in the place of its block.
     """
     given = {} if value is None else value
     run = _Structuring(given.position if isinstance(given, YamlMapping | YamlSequence) else None)
@@ -76,6 +77,11 @@ class _Structuring:
     # Containers
 
     def _block(self, value: object, cls: type[Any]) -> Any:
+        if isinstance(value, str) and hasattr(cls, "from_text"):
+            try:
+                return cls.from_text(value)
+            except ValueError as error:
+                self._refuse(str(error))
         if not isinstance(value, Mapping):
             self._refuse(f"expected a mapping of keys, but found {_describe(value)}")
         before = len(self.problems)
@@ -103,6 +109,8 @@ class _Structuring:
         return settings
 
     def _setting(self, raw: object, attribute: attrs.Attribute[Any], info: SettingInfo) -> Any:
+        if raw is None and info.filled:
+            self._refuse("has no value; give it one or take the key out")
         if raw is None and attrs.has(attribute.type or object) and attribute.default is not NOTHING:
             return attribute.default  # a block written without content
         if info.translate is not None and isinstance(raw, str):

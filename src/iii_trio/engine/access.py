@@ -169,7 +169,7 @@ class Session:
 class Access:
     """The decision, cached per session until the registry's revision moves.
 
-    `protected` has the ids of the functions that access control itself calls: no session may register one, in no
+    `protected` has the ids of functions by which ports tell who may do what: no session may register one, in no
     namespace, or it would decide on the others.
     """
 

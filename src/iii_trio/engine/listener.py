@@ -113,7 +113,7 @@ class Listener:
     _emptied: trio.Event | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.core.access.protected |= self.rules.function_ids()
+        self.core.access.protected |= self.rules.protected()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Bind, accept and serve until cancelled; `started()` once the port is open. Raises `ConfigError`."""

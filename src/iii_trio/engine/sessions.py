@@ -39,9 +39,14 @@ class Rules:
         """Whether there is anything that a stranger may not do here."""
         return self.token is not None or self.expose is not None
 
-    def function_ids(self) -> set[str]:
-        """The functions that these rules call: no session may register them."""
+    def protected(self) -> set[str]:
+        """The functions that no session may register: those that these rules call, if an auth function tells who is who.
+
+        Without one nobody on this port can be told from anybody else, and its hooks may come from there as well.
+        """
         hooks = self.hooks
+        if self.auth_function_id is None:
+            return set()
         called = {self.auth_function_id, self.middleware_function_id, hooks.function, hooks.trigger, hooks.trigger_type}
         return {function_id for function_id in called if function_id is not None}
 

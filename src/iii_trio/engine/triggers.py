@@ -197,14 +197,20 @@ class Triggers:
         owner = binding.owner
         if owner is not None and owner.leaving:
             return
-        old = self._bindings.get(binding.id)
         claim = self.resolve(binding)
-        if claim is None:
+        if claim is not None:
+            self._register_with(claim, binding)
+        else:
+            old = self._bindings.get(binding.id)
             if old is not None:
                 self._drop(old, Reason.UNREGISTERED)
             self._insert(binding)
             self._park(binding, self._why_parked(binding))
-            return
+        if owner is not None and owner.leaving and binding.state is not BindingState.GONE:
+            self._drop(binding, Reason.OWNER_LEFT)
+
+    def _register_with(self, claim: TypeClaim, binding: Binding) -> None:
+        old = self._bindings.get(binding.id)
         replaces = old is not None and old.state is BindingState.LIVE and old.claim is claim
         try:
             if old is not None and replaces:
@@ -224,8 +230,6 @@ class Triggers:
                 self._drop(old, Reason.UNREGISTERED)
         self._insert(binding)
         binding.move(BindingState.LIVE, claim)
-        if owner is not None and owner.leaving:
-            self._drop(binding, Reason.OWNER_LEFT)
 
     def unregister(self, binding_id: str) -> Binding | None:
         """Take a binding out, whatever its state; returns it, or None when there is none of that id."""

@@ -78,7 +78,7 @@ class Link:
             self.worker.socket.close()
             if self._until_next:
                 with trio.move_on_after(WAIT_S):
-                    await self.proxy.up(self.path, since=self.cut_at)
+                    await self.proxy.up(self.path, after=self)
             await trio.sleep(self._hold_s)
         finally:
             self.worker.socket.close()
@@ -92,6 +92,8 @@ class Link:
             while data := await source.receive_some(CHUNK):
                 while self.frozen:
                     await self._thawed.wait()
+                if head is not None:
+                    head = self._look_at(source, head + data)
                 if self.proxy.delay_s:
                     await trio.sleep(self.proxy.delay_s)
                 if self.proxy.dribble_s is None:
@@ -100,8 +102,6 @@ class Link:
                     for index in range(len(data)):
                         await sink.send_all(data[index : index + 1])
                         await trio.sleep(self.proxy.dribble_s)
-                if head is not None:
-                    head = self._look_at(source, head + data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         while self.frozen:
@@ -157,12 +157,16 @@ class FaultProxy:
             link.cut(hold_s, until_next=until_next)
         return cut
 
-    async def up(self, path: str = "/", *, since: float | None = None) -> Link:
-        """The first link to `path` that has come up since then, waiting for it. Raises `trio.TooSlowError` after 120 s."""
+    async def up(self, path: str = "/", *, after: Link | None = None) -> Link:
+        """The first link to `path` that has come up, of those later than `after`; waits for it.
+
+        Raises `trio.TooSlowError` after 120 s.
+        """
+        first = 0 if after is None else self.links.index(after) + 1
         with trio.fail_after(2 * WAIT_S):
             while True:
-                for link in self.links:
-                    if link.path == path and link.up_at is not None and (since is None or link.up_at >= since):
+                for link in self.links[first:]:
+                    if link.path == path and link.up_at is not None:
                         return link
                 await self._news.wait()
 

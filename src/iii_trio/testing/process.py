@@ -130,8 +130,11 @@ async def start_engine(
             yield engine
         finally:
             process.kill()
-            with trio.move_on_after(STOP_S, shield=True):  # the block may have been cancelled, and the reading task with it
+            with trio.move_on_after(
+                STOP_S, shield=True
+            ):  # the block may have been cancelled, and the reading task with it
                 await process.wait()
+                nursery.cancel_scope.cancel()  # the reader first: closing what it reads would be its error
                 assert process.stdout is not None
                 await process.stdout.aclose()
             nursery.cancel_scope.cancel()

@@ -143,7 +143,9 @@ class RawPort:
     def __attrs_post_init__(self) -> None:
         self.listener = Listener(core=self.core, rules=self.rules)
 
-    async def open(self, path: str = "/", query: str = "", headers: Mapping[str, str] = MappingProxyType({})) -> RawWorker:
+    async def open(
+        self, path: str = "/", query: str = "", headers: Mapping[str, str] = MappingProxyType({})
+    ) -> RawWorker:
         """A worker whose upgrade has been served; nothing has been waited for."""
         ours, theirs = trio.testing.memory_stream_pair()
         request = Request("GET", path, query, list(headers.items()))

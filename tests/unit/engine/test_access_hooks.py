@@ -250,9 +250,8 @@ async def test_order_is_kept_behind_a_hook(autojump_clock: MockClock) -> None:
         assert ids(lab) == {"guest::g", FUNCTION}
 
 
-async def test_a_hook_may_be_served_by_the_connection_that_waits_for_it(autojump_clock: MockClock) -> None:
+async def test_a_hook_may_call_the_worker_whose_registration_it_decides_on(autojump_clock: MockClock) -> None:
     async with open_lab(ON_TRIGGER) as lab:
-        # its id is protected: only a trusted connection can bring it, and here it is the same process
         hook = await silent(lab, "acl::on_trigger")
         await lab.serve(auth=lambda _: ALLOW)
         guest = await lab.guarded.connect(name="guest")
@@ -260,7 +259,6 @@ async def test_a_hook_may_be_served_by_the_connection_that_waits_for_it(autojump
         await guest.settled()
         bind(guest, "b", "cron", "guest::f")
         asked = await hook.next("invokefunction")
-        # the hook asks the worker whose registration it decides on: calls and results of that connection flow
         nested = hook.call("guest::f")
         guest.answer(await guest.next("invokefunction"), result="yes")
         assert (await hook.result(nested))["result"] == "yes"
@@ -269,26 +267,28 @@ async def test_a_hook_may_be_served_by_the_connection_that_waits_for_it(autojump
         assert [binding.id for binding in lab.core.triggers] == ["b"]
 
 
-async def test_a_connection_without_session_may_serve_the_hook_of_its_own_registrations(autojump_clock: MockClock) -> None:
-    """A session that was given a hook's function before the hook was configured serves it for itself."""
-    async with open_lab(Rules(expose=exposed("*"))) as lab:
+async def test_a_hook_may_be_served_by_the_connection_that_waits_for_it(autojump_clock: MockClock) -> None:
+    async with open_lab(Rules(expose=exposed("*"), hooks=Hooks(trigger="own::hook"))) as lab:
         guest = await lab.guarded.connect(name="guest")
         guest.register("own::hook")
-        await guest.settled()
-        peer = lab.core.workers.get(guest.worker_id)
-        assert peer is not None
-        assert peer.session is not None
-        peer.session.hooks = Hooks(function="own::hook")
-        guest.register("guest::f")
+        bind(guest, "b", "cron", "guest::f")
         asked = await guest.next("invokefunction")
-        assert asked["data"]["function_id"] == "guest::f"
-        assert "_caller_worker_id" not in asked["data"]
+        assert asked["data"]["trigger_id"] == "b"
         guest.answer(asked, result={})
         await guest.settled()
-        assert entry_of(lab, "guest::f") is not None
-        # and when it does not answer it waits for nobody but itself, and not for ever
-        guest.register("guest::g")
-        assert "did not answer within 5000 ms" in await complaint(guest)
+        assert [binding.id for binding in lab.core.triggers] == ["b"]
+        # and when it does not answer, it waits for itself alone, and not for ever
+        bind(guest, "c", "cron", "guest::f")
+        await guest.next("invokefunction")
+        friend = await lab.trusted.connect(name="friend")
+        friend.register("friend::f")
+        await friend.settled()
+        call = guest.call("friend::f")
+        friend.answer(await friend.next("invokefunction"), result=1)
+        assert (await guest.result(call))["result"] == 1
+        assert await refused_trigger(guest, "c") == (
+            "trigger 'c' was not registered: own::hook did not answer within 5000 ms"
+        )
 
 
 async def test_the_end_of_a_connection_takes_its_hook_call_along(autojump_clock: MockClock) -> None:

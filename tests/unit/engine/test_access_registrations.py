@@ -249,8 +249,8 @@ async def test_what_is_the_engines_own_is_no_sessions(autojump_clock: MockClock,
 
 
 async def test_the_middleware_is_no_sessions_in_any_namespace(autojump_clock: MockClock) -> None:
-    async with open_lab(Rules(expose=(), middleware_function_id=MIDDLEWARE)) as lab:
-        guest = await lab.guarded.connect(name="guest", namespace="tenant")
+    async with open_lab(Rules(auth_function_id=AUTH, expose=(), middleware_function_id=MIDDLEWARE)) as lab:
+        guest = await lab.authenticated({}, name="guest", namespace="tenant")
         guest.register(MIDDLEWARE)
         await guest.next("registrationrejected", function_id=MIDDLEWARE)
         friend = await lab.trusted.connect(name="friend", namespace="tenant")

@@ -12,7 +12,7 @@ from module_harness import ask, bind, record, running
 
 from iii_trio.__about__ import __version__
 from iii_trio.engine import Call, Engine, LocalPeer
-from iii_trio.engine.access import ExposeFilter, Session, wildcard
+from iii_trio.engine.access import ExposeFilter, Pattern, Session
 from iii_trio.modules.introspection import IntrospectionModule, task_tree
 from iii_trio.modules.introspection.tasks import MAX_LEVELS
 from iii_trio.protocol import NULL, Json
@@ -115,7 +115,7 @@ async def test_a_session_is_told_of_what_it_may_call(autojump_clock: trio.testin
         await worker.settled()
         peer = core.workers.get(worker.worker_id)
         assert peer is not None
-        peer.session = Session(expose=(ExposeFilter(pattern=wildcard("public::*")),))
+        peer.session = Session(expose=(ExposeFilter(pattern=Pattern.of("public::*")),))
         record(user, "public::a")
         record(user, "secret::b")
         call = await worker.next("invokefunction")

@@ -10,7 +10,7 @@ from module_harness import ask, bind, record, running
 from iii_trio.__about__ import __version__
 from iii_trio.config import Live, PubSubSettings
 from iii_trio.engine import Binding, Engine, LocalPeer, Reason, TypeClaim
-from iii_trio.engine.access import ExposeFilter, Session, wildcard
+from iii_trio.engine.access import ExposeFilter, Pattern, Session
 from iii_trio.modules.introspection import IntrospectionModule
 from iii_trio.modules.pubsub import PubSubModule
 from iii_trio.protocol.errors import TriggerRejected, WireError
@@ -187,7 +187,7 @@ async def test_a_session_sees_what_it_may_call() -> None:
         await worker.settled()
         peer = core.workers.get(worker.worker_id)
         assert peer is not None
-        rules = [wildcard("public::*"), wildcard("engine::*")]
+        rules = [Pattern.of("public::*"), Pattern.of("engine::*")]
         peer.session = Session(expose=tuple(ExposeFilter(pattern=rule) for rule in rules))
         listed = await worker.ask("engine::functions::list", {})
         assert ids(listed["result"]) == ["public::a"]
