@@ -4,8 +4,6 @@ What stands here restricts, so nothing of it is passed over: an unknown key is r
 is a key without a value, which is what `${TOKEN:}` of an unset variable leaves.
 """
 
-# ruff: noqa: RUF009  `setting()` is evaluated once on purpose: it makes a field
-
 from __future__ import annotations
 
 import re
