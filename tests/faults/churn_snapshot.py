@@ -45,6 +45,10 @@ COUNTERS: Final[Mapping[type, frozenset[str]]] = {
     StoreStatistics: frozenset({"peak_pending", "answered", "refused", "groups", "largest_group", "failed_groups"}),
 }
 """Statistics that count since the start. All others say what is there now."""
+PRESENT: Final = frozenset(
+    {"_active", "live", "tasks", "running", "_running", "_waiting", "enqueues", "_handshakes", "_nested", "_writing"}
+)
+"""Fields with a number of things that are there now."""
 LAZY: Final = frozenset({"Deadlines._buckets", "Deadlines._heap"})
 ALIVE: Final = (RemotePeer, Call, Binding, FunctionEntry, Connection)
 
@@ -111,16 +115,19 @@ def _still(value: Any, path: str = "") -> Iterator[str]:
                 yield from _still(getattr(value, attribute.name), f"{path}.{attribute.name}")
     elif isinstance(value, tuple):
         for item in sorted(value, key=str):  # the order of queues is that in which they were made
-            yield from _still(item, f"{path}[{getattr(item, 'key', '')}]")
+            yield from _still(item, f"{path}[{getattr(item, 'key', getattr(item, 'name', ''))}]")
     else:
         yield f"{path} = {value}"
 
 
 def sizes_of(root: object) -> Counter[str]:
-    """The sizes of all containers in fields of this package's objects that can be reached from `root`, by field."""
+    """The sizes of all containers in fields of this package's objects that can be reached from `root`, by field.
+
+    And the numbers in fields that count what is there.
+    """
     sizes: Counter[str] = Counter()
     seen: set[int] = set()
-    todo: deque[tuple[str, object]] = deque([("", root)])
+    todo: deque[tuple[str, Any]] = deque([("", root)])
     while todo:
         name, item = todo.popleft()
         if id(item) in seen:
@@ -135,7 +142,11 @@ def sizes_of(root: object) -> Counter[str]:
         elif attrs.has(type(item)) and type(item).__module__.startswith("iii_trio"):
             kind = type(item).__name__
             sizes[kind] += 1
-            todo += ((f"{kind}.{a.name}", getattr(item, a.name, None)) for a in attrs.fields(type(item)))
+            for attribute in attrs.fields(type(item)):
+                value = getattr(item, attribute.name, None)
+                todo.append((f"{kind}.{attribute.name}", value))
+                if attribute.name in PRESENT and isinstance(value, int):
+                    sizes[f"{kind}.{attribute.name}"] += value
         elif isinstance(item, partial):
             todo += ((name, inner) for inner in item.args)
     return sizes

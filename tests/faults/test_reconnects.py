@@ -61,7 +61,8 @@ class Release:
             place = directory / self.prefix
             place.mkdir()
             (place / "node_modules").symlink_to(installed / "node_modules", target_is_directory=True)
-            return ["node", shutil.copy(CLIENTS / "reconnect_worker.mjs", place), self.prefix]
+            script = shutil.copy(CLIENTS / "reconnect_worker.mjs", str(place))
+            return ["node", script, self.prefix]
         own = installed / "bin" / "python"
         interpreter = own if own.exists() else Path(sys.executable)
         return [str(interpreter), str(CLIENTS / "reconnect_worker.py"), self.prefix]
@@ -121,7 +122,7 @@ class Subject:
         """Wait until the worker is there for the first time."""
         await self.proxy.up()
         with trio.fail_after(START_S):
-            while await self.missing():
+            while await self.missing():  # noqa: ASYNC110 - a process that starts tells nobody when it has
                 await trio.sleep(0.1)
 
     async def cut(self, number: int) -> None:

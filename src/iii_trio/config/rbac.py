@@ -1,14 +1,15 @@
 """Access control of a worker port, as its block spells it (spec/protocol.md §14.1), and the port's own TLS.
 
-What stands here restricts, so nothing of it is passed over: an unknown key is refused (the reference ignores it), and so
-is a key without a value, which is what `${TOKEN:}` of an unset variable leaves.
+What stands here restricts, so little of it is passed over: a key that looks like a misspelled one is refused (others
+that are unknown are ignored, as the reference does), and so is a key without a value, which is what `${TOKEN:}` of an
+unset variable leaves.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from attrs import frozen
 
@@ -54,6 +55,8 @@ class ExposeSettings:
 @frozen(kw_only=True)
 class RbacSettings:
     """Who may connect to this port, call what, and register what."""
+
+    ignores_unknown: ClassVar[bool] = True
 
     auth_function_id: str | None = function_id("Function that admits each connection and says what it may do.")
     expose_functions: tuple[ExposeSettings, ...] = setting(

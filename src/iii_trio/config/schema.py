@@ -21,7 +21,7 @@ _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
 def schema_of(cls: type[Any]) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a settings class: closed objects, a description on every property.
+    """The JSON Schema (draft 2020-12) of a settings class: objects closed where unknown keys are refused.
 
     A fresh, JSON-encodable dict each time. Only canonical key names appear.
     """
@@ -51,9 +51,9 @@ def _object(cls: type[Any]) -> dict[str, Any]:
     schema: dict[str, Any] = {
         "title": cls.__name__,
         "description": (cls.__doc__ or "").strip().split("\n")[0],
-        "type": "object",
+        "type": ["object", "string"] if hasattr(cls, "from_text") else "object",
         "properties": {attribute.name: _property(attribute) for attribute in fields},
-        "additionalProperties": False,
+        "additionalProperties": {} if getattr(cls, "ignores_unknown", False) else False,
     }
     if required := [attribute.name for attribute in fields if attribute.default is attrs.NOTHING]:
         schema["required"] = required
@@ -90,6 +90,8 @@ def _typed(hint: Any, info: SettingInfo) -> dict[str, Any]:
 def _optional(alternatives: list[Any], info: SettingInfo) -> dict[str, Any]:
     [hint] = alternatives
     schema = _typed(hint, info)
+    if info.filled:
+        return schema
     schema["type"] = [schema["type"], "null"]
     if "enum" in schema:
         schema["enum"] = [*schema["enum"], None]

@@ -39,7 +39,8 @@ def structure(cls: type[T], value: Mapping[str, Any] | None, *, summary: str = "
     The mapping may come from `load_yaml` (problems then name file, line and column) or be any JSON object. Old and
     camelCase spellings are accepted, unknown keys refused. Raises `ConfigError(summary, problems)` with all problems. A
     class may have a method `refusals(owner) -> Iterable[(path of keys, message)]` for what its fields cannot say alone,
-    and a class method `from_text(text)`, raising `ValueError`, if a text may stand in the place of its block.
+    a class method `from_text(text)`, raising `ValueError`, if a text may stand in the place of its block, and a class
+    variable `ignores_unknown`, with which only unknown keys that look like a misspelled one are refused.
     """
     given = {} if value is None else value
     run = _Structuring(given.position if isinstance(given, YamlMapping | YamlSequence) else None)
@@ -180,8 +181,11 @@ class _Structuring:
         for key in spelling.unknown:
             with self._inside(str(key), value, key, at_key=True):
                 known = [attribute.name for attribute in setting_fields(cls) if not setting_info(attribute).no_op]
-                hint = did_you_mean(str(key), _names(cls)) or "."
-                self._note_problem(f"unknown key{hint} Known keys: {', '.join(known) or 'none'}")
+                hint = did_you_mean(str(key), _names(cls))
+                if getattr(cls, "ignores_unknown", False) and not hint:
+                    self.notes.append(f"{self._place()}unknown key, ignored")
+                    continue
+                self._note_problem(f"unknown key{hint or '.'} Known keys: {', '.join(known) or 'none'}")
         for key, name in spelling.doubled.items():
             with self._inside(str(key), value, key, at_key=True):
                 self._note_problem(f"the same setting is already given as '{spelling.keys[name]}'")

@@ -44,10 +44,13 @@ class Telemetry(Protocol):
 
 @frozen
 class ListenerStatistics:
-    """Sockets in their `handshakes` (until admitted or gone), `connections`, and `telemetry_frames` received so far."""
+    """Sockets in their `handshakes` (until admitted or gone) and `connections`; so far `refused` for lack of a token or by
+    an auth function, and `telemetry_frames` received.
+    """
 
     handshakes: int
     connections: int
+    refused: int
     telemetry_frames: int
 
 
@@ -108,6 +111,7 @@ class Listener:
     addresses: tuple[tuple[str, int], ...] = field(default=(), init=False)
     _handshakes: dict[trio.CancelScope, None] = field(factory=dict, init=False)
     _connections: dict[Connection, RemotePeer | None] = field(factory=dict, init=False)
+    _refused: int = field(default=0, init=False)
     _telemetry_frames: int = field(default=0, init=False)
     _closing: bool = field(default=False, init=False)
     _emptied: trio.Event | None = field(default=None, init=False)
@@ -220,6 +224,7 @@ class Listener:
                 try:
                     session = await admit(self.core, self.rules, request, address)
                 except WireError as error:
+                    self._refused += 1
                     log.warning("%s was refused: %s", address, error.message)
                     text = codec.encode_message(Error(error=ErrorBody(code=error.code, message=error.message)))
                     refusal = 1008, "not admitted"
@@ -308,6 +313,7 @@ class Listener:
         return ListenerStatistics(
             handshakes=len(self._handshakes),
             connections=len(self._connections),
+            refused=self._refused,
             telemetry_frames=self._telemetry_frames,
         )
 

@@ -268,11 +268,13 @@ class Triggers:
         claims.append(claim)
         claim.owner.types.append(claim)
         for binding in self._of_type(claim.id):
-            if self.resolve(binding) is not claim:
-                continue
-            if binding.claim is not previous or previous not in same_owner:
+            if self.resolve(binding) is claim:
+                if binding.claim is not previous or previous not in same_owner:
+                    self._leave(binding, BindingState.PARKED, Reason.PROVIDER_LEFT)
+                self._activate(binding, claim)
+            elif binding.claim in same_owner:  # telling the one before ended the provider
                 self._leave(binding, BindingState.PARKED, Reason.PROVIDER_LEFT)
-            self._activate(binding, claim)
+                self._move_on(binding)
         return claim
 
     def withdraw(self, claim: TypeClaim) -> None:

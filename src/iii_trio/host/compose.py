@@ -19,7 +19,7 @@ from typing import Final
 import trio
 from attrs import define, evolve, field, frozen
 
-from ..config import EngineConfig, HttpSettings, Live, WorkerManagerSettings
+from ..config import EngineConfig, HttpSettings, Live
 from ..engine import Engine, Listener, open_engine
 from ..engine.engine import EngineStatistics
 from ..engine.listener import ListenerStatistics
@@ -29,6 +29,7 @@ from ..modules.pubsub import PubSubModule
 from ..modules.queue import QueueModule
 from ..modules.state import StateModule
 from ..stores import Store, StoreStatistics, open_memory, open_sqlite
+from .access import WorkerPort
 from .children import Children, resolve_scripts
 from .plan import Overrides, Plan, make_plan
 from .signals import StopSignals
@@ -66,8 +67,14 @@ class Running:
     @property
     def worker_url(self) -> str:
         """Where workers of this machine connect."""
-        host, port = self.listeners[0].addresses[0]
-        return _url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+        main = self.listeners[0]
+        host, port = main.addresses[0]
+        return _url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, secure=main.tls is not None)
+
+    def child_environment(self) -> dict[str, str]:
+        """What the environment of a worker on this machine needs to connect."""
+        token = self.listeners[0].rules.token
+        return {"III_URL": self.worker_url, **({} if token is None else {"III_TOKEN": token})}
 
     def ports(self) -> dict[str, tuple[str, int]]:
         """The first address of each port: `worker`, and `http` where it is served."""
@@ -113,6 +120,7 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
     plan = make_plan(config, overrides or Overrides())
     for note in plan.notes:
         log.warning("%s", note)
+    ports = [WorkerPort.of(settings, config.token) for settings in plan.listeners]
     ending_s = config.shutdown_grace_ms / 1000 * ENDING_SHARE
     async with AsyncExitStack() as stack:
         stores = _Stores(stack)
@@ -133,7 +141,7 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
             await nursery.start(supervised.run, name=f"supervisor of {name}")
         if http is not None:
             _keep_port(http)
-        listeners = tuple([await _listen(core, nursery, settings) for settings in plan.listeners])
+        listeners = tuple([await _listen(core, nursery, port) for port in ports])
         core.serving()
         running = Running(core, ending_s, tuple(stores.opened.values()), modules, listeners, http)
         try:
@@ -185,26 +193,22 @@ def _keep_port(http: HttpModule) -> None:
     settings.set(evolve(settings.value, port=http.addresses[0][1]))
 
 
-async def _listen(core: Engine, nursery: trio.Nursery, settings: WorkerManagerSettings) -> Listener:
-    listener = Listener(
-        core=core,
-        host=settings.host,
-        port=settings.port,
-        handshake_timeout_s=settings.handshake_timeout_ms / 1000,
-    )
+async def _listen(core: Engine, nursery: trio.Nursery, worker_port: WorkerPort) -> Listener:
+    listener = worker_port.listener(core)
     await nursery.start(listener.run, name="worker port")
     for host, port in listener.addresses:
-        url = _url(host, port)
-        log.info("workers connect to %s", url)
-        if not ip_address(host).is_loopback:
+        url = _url(host, port, secure=listener.tls is not None)
+        log.info("workers connect to %s%s", url, ", with a token" if listener.rules.token is not None else "")
+        if not ip_address(host).is_loopback and not listener.rules.restricts:
             log.warning(
                 "%s IS OPEN TO THE NETWORK, WITHOUT ACCESS CONTROL: who reaches it can call and replace everything", url
             )
     return listener
 
 
-def _url(host: str, port: int) -> str:
-    return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+def _url(host: str, port: int, *, secure: bool) -> str:
+    scheme = "wss" if secure else "ws"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def serve(
@@ -237,7 +241,7 @@ async def serve(
         async with open_host(config, overrides) as running, trio.open_nursery() as children:
             if resolved:
                 service = Children(
-                    resolved, {"III_URL": running.worker_url}, _log_line, reload, stop_grace_s=running.ending_s
+                    resolved, running.child_environment(), _log_line, reload, stop_grace_s=running.ending_s
                 )
                 await children.start(service.run, name="children")
             on_ready(running)

@@ -60,11 +60,7 @@ def make_plan(config: EngineConfig, overrides: Overrides) -> Plan:
         if entry.name == "worker-manager":
             first = not plan.listeners
             changes = _given(host=overrides.host, port=overrides.port) if first else {}
-            worker_port = _read(plan, config, entry, WorkerManagerSettings, changes)
-            # a port is never opened more widely than its owner asked for
-            _refuse(entry, "rbac", worker_port.rbac)
-            _refuse(entry, "middleware_function_id", worker_port.middleware_function_id)
-            plan.listeners.append(worker_port)
+            plan.listeners.append(_read(plan, config, entry, WorkerManagerSettings, changes))
         elif entry.name == "http":
             changes = _given(host=overrides.host, port=overrides.http_port)
             plan.http = _read(plan, config, entry, HttpSettings, changes)

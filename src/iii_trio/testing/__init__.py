@@ -2,7 +2,7 @@
 
 from .faults import FaultProxy, Link, open_proxy
 from .process import EngineFailed, EngineProcess, run_engine
-from .raw import NoFrame, RawPort, RawWorker, open_port
+from .raw import NoFrame, RawPort, RawWorker, dial, open_port
 
 __all__ = [
     "EngineFailed",
@@ -12,6 +12,7 @@ __all__ = [
     "NoFrame",
     "RawPort",
     "RawWorker",
+    "dial",
     "open_port",
     "open_proxy",
     "run_engine",

@@ -17,7 +17,7 @@ from attrs import define, field
 
 from ..engine import EVERYBODY, Engine, Listener, Rules
 from ..engine.events import WorkerDisconnected
-from ..transport import Closed, Connection, Framing, Oversize, Request
+from ..transport import Closed, Connection, Framing, Oversize, Request, connect
 
 WAIT_S = 30.0
 
@@ -28,9 +28,13 @@ class NoFrame(AssertionError):
 
 @define(eq=False, repr=False)
 class RawWorker:
-    """A worker that speaks frames. `worker_id` and `reattach_token` come from the engine's greeting."""
+    """A worker that speaks frames. `worker_id` and `reattach_token` come from the engine's greeting.
+
+    `rest` are bytes that came with the answer to the upgrade.
+    """
 
     connection: Connection
+    rest: bytes = b""
     frames: deque[dict[str, Any]] = field(factory=deque, init=False)
     worker_id: str = field(default="", init=False)
     reattach_token: str = field(default="", init=False)
@@ -40,7 +44,7 @@ class RawWorker:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the connection to its end; `closed` tells how it ended."""
         task_status.started()
-        self.closed = await self.connection.run(self._on_batch)
+        self.closed = await self.connection.run(self._on_batch, rest=self.rest)
         self._wake()
 
     def _on_batch(self, frames: list[bytes]) -> None:
@@ -183,6 +187,17 @@ class RawPort:
         finally:
             remove()
         raise NoFrame("the engine keeps the connection")
+
+
+async def dial(nursery: trio.Nursery, port: int) -> RawWorker:
+    """A worker that has connected to a port of 127.0.0.1 and been greeted; it runs in `nursery`."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    framing, rest = await connect(stream, f"127.0.0.1:{port}", "/")
+    worker = RawWorker(Connection(stream, framing, on_oversize=_ignore, name="raw worker"), rest)
+    await nursery.start(worker.run)
+    greeting = await worker.next("workerregistered")
+    worker.worker_id, worker.reattach_token = greeting["worker_id"], greeting["reattach_token"]
+    return worker
 
 
 def _ignore(_report: Oversize) -> None:

@@ -378,11 +378,5 @@ def test_keys_without_effect_are_listed() -> None:
     assert len(http.notes) == 4
 
 
-def test_access_rules_stay_as_written_with_positions() -> None:
-    rbac = read("iii-worker-manager", "rbac:\n  auth_function_id: a::b\n  unknown: 1").settings.rbac
-    assert rbac == {"auth_function_id": "a::b", "unknown": 1}
-    assert rbac.key_position("unknown").line == 6
-
-
 def test_given_keys_are_known_for_the_start_log() -> None:
     assert read("http", "port: 0\ndefaultTimeout: 5").given == {"port", "default_timeout"}

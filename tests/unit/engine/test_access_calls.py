@@ -10,7 +10,7 @@ import trio.testing
 from access_lab import AUTH, MIDDLEWARE, Lab, exposed, open_lab
 from trio.testing import MockClock
 
-from iii_trio.engine import Call, Outcome, Rules, open_local
+from iii_trio.engine import Call, ExposeFilter, Outcome, Rules, open_local
 from iii_trio.engine.remote import ENQUEUE
 from iii_trio.protocol import NULL, Json
 from iii_trio.protocol.codec import strip_caller
@@ -77,8 +77,6 @@ async def test_an_enqueue_of_what_is_forbidden_never_reaches_the_queue(autojump_
 
 
 async def test_metadata_of_a_later_registration_opens_and_closes_a_function(autojump_clock: MockClock) -> None:
-    from iii_trio.engine import ExposeFilter
-
     async with open_lab(Rules(expose=(ExposeFilter(metadata={"public": True}),))) as lab:
         served = await server(lab, "a::f")
         guest = await lab.guarded.connect(name="guest")

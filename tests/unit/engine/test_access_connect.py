@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from access_lab import AUTH, Lab, exposed, open_lab
+from access_lab import AUTH, exposed, open_lab
 from trio.testing import MockClock
 
 from iii_trio.engine import Rules

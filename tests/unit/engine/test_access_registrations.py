@@ -51,7 +51,9 @@ async def test_a_session_that_may_register_nothing_is_told_each_time(autojump_cl
     async with open_lab(RULES) as lab:
         guest = await lab.authenticated({"allow_function_registration": False, "allowed_trigger_types": []})
         guest.register("guest::f")
-        assert await complaint(guest) == "function 'guest::f' was not registered: this session may not register functions"
+        assert (
+            await complaint(guest) == "function 'guest::f' was not registered: this session may not register functions"
+        )
         bind(guest, "b", "cron", "public::f")
         assert await refused_trigger(guest, "b") == "Trigger type 'cron' is not allowed for this session."
         provide(guest, "mine")
@@ -108,7 +110,9 @@ async def test_a_refused_namespace_stays_refused_after_the_grace(
         # what it may use, it may still name
         guest.introduce(name="guest", namespace="orders")
         await guest.settled()
-        assert [(entry.namespace, entry.id) for entry in lab.core.functions if not entry.builtin] == [("orders", "guest::f")]
+        assert [(entry.namespace, entry.id) for entry in lab.core.functions if not entry.builtin] == [
+            ("orders", "guest::f")
+        ]
         assert lab.core.triggers.get("b") is not None
 
 
@@ -203,9 +207,7 @@ async def test_a_prefix_stands_before_everything_the_session_registers(autojump_
 
 async def test_two_tenants_with_prefixes_do_not_meet(autojump_clock: MockClock) -> None:
     async with open_lab(RULES) as lab:
-        guests = [
-            await lab.authenticated({"function_registration_prefix": name}, name=name) for name in ("one", "two")
-        ]
+        guests = [await lab.authenticated({"function_registration_prefix": name}, name=name) for name in ("one", "two")]
         for guest in guests:
             guest.register("f")
             await guest.settled()
@@ -213,7 +215,9 @@ async def test_two_tenants_with_prefixes_do_not_meet(autojump_clock: MockClock) 
         assert ids(lab) == {"one::f", "two::f"}
 
 
-async def test_a_call_of_its_own_function_waits_for_the_registration_under_the_prefix(autojump_clock: MockClock) -> None:
+async def test_a_call_of_its_own_function_waits_for_the_registration_under_the_prefix(
+    autojump_clock: MockClock,
+) -> None:
     async with open_lab(RULES) as lab:
         await lab.serve(
             auth=lambda _: {"result": {"function_registration_prefix": "t1", "allowed_functions": ["t1::f"]}}
@@ -233,7 +237,9 @@ def _nothing(_call: Call, _data: Json) -> Outcome:
     return Outcome()
 
 
-@pytest.mark.parametrize("function_id", ["engine::queue::enqueue", "engine::anything", "state::get", AUTH, HOOKS.function])
+@pytest.mark.parametrize(
+    "function_id", ["engine::queue::enqueue", "engine::anything", "state::get", AUTH, HOOKS.function]
+)
 async def test_what_is_the_engines_own_is_no_sessions(autojump_clock: MockClock, function_id: str) -> None:
     async with open_lab(Rules(auth_function_id=AUTH, expose=(), hooks=HOOKS)) as lab:
         async with open_local(lab.core, "state") as module:
@@ -384,7 +390,9 @@ async def test_a_provider_registers_again_and_withdraws(autojump_clock: MockCloc
 async def test_the_end_of_a_session_leaves_nothing(autojump_clock: MockClock) -> None:
     async with open_lab(RULES) as lab:
         before = lab.core.statistics()
-        guest = await lab.authenticated({**MAY_PROVIDE, "function_registration_prefix": "t1", "allowed_functions": ["t1::f"]})
+        guest = await lab.authenticated(
+            {**MAY_PROVIDE, "function_registration_prefix": "t1", "allowed_functions": ["t1::f"]}
+        )
         guest.register("f")
         bind(guest, "b", "tick", "f")
         provide(guest, "tick")

@@ -49,6 +49,7 @@ class Node:
     backlog: list[tuple[str, Any]] = field(factory=list)
     probe_until: float | None = None
     probe_order: int = 0
+    claimed_by: "list[tuple[Node, str]]" = field(factory=list)
     answers: dict[str, int] = field(factory=dict)
     owed: dict[str, int] = field(factory=dict)
     bound: set[tuple[str, str]] = field(factory=set)
@@ -125,6 +126,14 @@ class CoreMachine(RuleBasedStateMachine):
 
     def _spoke(self, node: Node) -> None:
         node.probe_until = None
+        node.claimed_by.clear()
+
+    def _silent(self, node: Node) -> None:
+        """It has not answered: it ends if somebody still wants what it holds."""
+        wanted = [(by, function) for by, function in node.claimed_by if by in self.claims.get(function, [])]
+        self._spoke(node)
+        if any(self.claims[function][0] is node for _, function in wanted):
+            self._drop(node)
 
     def _do(self, node: Node, frame: dict[str, Any], what: str, argument: Any) -> None:
         """A registration: at once, or when the gate opens."""
@@ -141,10 +150,13 @@ class CoreMachine(RuleBasedStateMachine):
             claims = self.claims.setdefault(argument, [])
             if node not in claims:
                 claims.append(node)
-            if claims[0] is not node and claims[0].probe_until is None:
-                claims[0].probe_until = self.core.clock.now() + PROBE
+            holder = claims[0]
+            if holder is not node:
+                holder.claimed_by.append((node, argument))
+            if holder is not node and holder.probe_until is None:
+                holder.probe_until = self.core.clock.now() + PROBE
                 self.n += 1
-                claims[0].probe_order = self.n
+                holder.probe_order = self.n
         elif what == "unregister":
             self._remove(self.claims, argument, node)
         elif what == "provide":
@@ -155,6 +167,8 @@ class CoreMachine(RuleBasedStateMachine):
         elif what == "withdraw":
             self._remove(self.types, argument, node)
         elif what == "bind":
+            if node.worker.connection.full and self.types.get(argument[1], [None])[-1] is node:
+                return  # it ends when it is told of its own binding, and the one it wanted to replace stays
             self.binds.pop(argument[0], None)
             self.binds[argument[0]] = Bind(argument[0], node, argument[1])
         elif what == "unbind":
@@ -233,11 +247,11 @@ class CoreMachine(RuleBasedStateMachine):
         node = self._pick(data)
         self.n += 1
         call_id = None if void else str(uuid.uuid4())
-        waits = not node.open and any(entry == ("register", function) for entry in node.backlog)
+        mine = [n for n, (what, of) in enumerate(node.backlog) if what in ("register", "unregister") and of == function]
         argument = (self.n, node, call_id, function, seconds)
         self._spoke(node)
-        if waits:
-            node.backlog.append(("call", argument))
+        if mine:
+            node.backlog.insert(mine[-1] + 1, ("call", argument))
         else:
             self._start(*argument)
         frame: dict[str, Any] = {"type": "invokefunction", "function_id": function, "data": {"n": self.n}}
@@ -340,12 +354,12 @@ class CoreMachine(RuleBasedStateMachine):
                     if job.call_id is not None:
                         self._owe(job.caller, job.call_id)
             timers = [(node.grace_order, node, self._open) for node in self.nodes if node.grace_until < now]
-            timers += [(node.probe_order, node, self._drop) for node in self.nodes if node.probe_until is not None]
+            timers += [(node.probe_order, node, self._silent) for node in self.nodes if node.probe_until is not None]
             for _, node, act in sorted(timers, key=lambda timer: timer[0]):
                 if act == self._open and not node.open:
                     self._open(node)
-                elif act == self._drop and node.probe_until is not None and node.probe_until < now:
-                    self._drop(node)
+                elif act == self._silent and node.probe_until is not None and node.probe_until < now:
+                    self._silent(node)
             self._settle()
 
     # -- what the model makes of it -----------------------------------------------------------------------------------
