@@ -20,14 +20,14 @@ import trio
 from attrs import define, field
 
 from iii_trio import Client, HttpRequest, HttpResponse, InvocationError, Reconnect, Worker, open_client
-from iii_trio.testing import EngineProcess, RawWorker, run_engine
+from iii_trio.testing import dial, run_engine
 from iii_trio.testing.process import start_engine
-from iii_trio.transport import Connection, connect
 
 SOON = Reconnect(first_s=0.02, limit_s=0.1)
 WAIT_S = 30.0
 BACKLOG = 200
-SLACK_S = 0.5
+LARGE = 32 * 1024 * 1024
+SLACK_S = 1.0
 """For the machine, which runs other tests beside this one."""
 
 CONFIG = """
@@ -61,16 +61,6 @@ async def ask(port: int, path: str) -> tuple[int, bytes]:
                 pass
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]) if head else 0, body
-
-
-async def raw_worker(nursery: trio.Nursery, port: int) -> RawWorker:
-    """A connection to the engine that does what the test says, and nothing else."""
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
-    framing, _ = await connect(stream, f"127.0.0.1:{port}", "/")
-    worker = RawWorker(Connection(stream, framing))
-    await nursery.start(worker.run)
-    await worker.next("workerregistered")
-    return worker
 
 
 @asynccontextmanager
@@ -116,7 +106,7 @@ def busy_worker(books: Books) -> Worker:
     @worker.function("busy::job")
     async def job(message: dict[str, int]) -> None:
         books.running += 1
-        await trio.sleep(0.03)
+        await trio.sleep(0.01)
         books.running -= 1
         books.handled.add(message["number"])
         books.tell()
@@ -155,7 +145,7 @@ async def test_work_under_way_ends_and_nothing_acknowledged_is_lost(tmp_path: Pa
     books = Books()
     async with trio.open_nursery() as nursery:
         async with run_engine(tmp_path, *configured(tmp_path, grace_s)) as engine:
-            idle = await raw_worker(nursery, engine.port)
+            idle = await dial(nursery, engine.port)
             await nursery.start(partial(busy_worker(books).run, engine.url, reconnect=SOON))
             answers: list[tuple[int, bytes]] = []
 
@@ -180,7 +170,7 @@ async def test_work_under_way_ends_and_nothing_acknowledged_is_lost(tmp_path: Pa
                 # nothing more from the queue, once what it had begun has ended; there is enough to do
                 await books.until(lambda: not books.running)
                 handled, receipts = len(books.handled), len(books.receipts)
-                await books.until(lambda: len(books.receipts) > receipts + 20)
+                await books.until(lambda: len(books.receipts) > receipts + BACKLOG)
                 assert len(books.handled) == handled
                 assert not answers
                 # what runs may go on calling, and its caller hears of it
@@ -199,8 +189,8 @@ async def test_work_under_way_ends_and_nothing_acknowledged_is_lost(tmp_path: Pa
         async with run_engine(tmp_path, *configured(tmp_path, grace_s), port=port) as engine:
             await books.until(lambda: books.handled >= books.receipts)
             async with open_client(engine.url, name="auditor") as auditor:
-                for lane, number in books.values.items():
-                    assert await auditor.state["lane"].get(lane) >= number
+                for key, number in books.values.items():
+                    assert await auditor.state["lane"].get(key) >= number
                 assert await auditor.state["drain"].get("answer") == "asked while draining"
         nursery.cancel_scope.cancel()
 
@@ -226,7 +216,7 @@ async def test_whatever_hangs_the_process_ends_in_the_configured_time(tmp_path: 
         pid = int((await engine.line(" deaf ")).rpartition(" ")[2])
         async with watch(pid) as deaf:
             # a handler that never answers, of a worker that does not react to cancellation, nor to the Close frame
-            frozen = await raw_worker(nursery, engine.port)
+            frozen = await dial(nursery, engine.port)
             frozen.introduce(name="frozen")
             frozen.register("frozen::never")
             config = {"api_path": "never", "http_method": "GET"}
@@ -241,10 +231,21 @@ async def test_whatever_hangs_the_process_ends_in_the_configured_time(tmp_path: 
             nursery.start_soon(never)
             await frozen.next("invokefunction")
             frozen.connection.pause_reading()
+            # an HTTP client that does not read its answer
+            large = await dial(nursery, engine.port)
+            large.introduce(name="large")
+            large.register("large::page")
+            page = {"id": "page", "trigger_type": "http", "function_id": "large::page", "config": {"api_path": "page"}}
+            large.send({"type": "registertrigger", **page})
+            await large.settled()
+            deaf_client = await trio.open_tcp_stream("127.0.0.1", engine.http_port)
+            await deaf_client.send_all(b"GET /page HTTP/1.1\r\nhost: x\r\n\r\n")
+            large.answer(await large.next("invokefunction"), result={"status_code": 200, "body": "x" * LARGE})
+            await large.settled()
             # somebody who waits for the answer of a call, and an HTTP client in the middle of its head
-            caller = await raw_worker(nursery, engine.port)
+            caller = await dial(nursery, engine.port)
             call = caller.call("frozen::never")
-            await frozen_call(engine, caller)
+            await caller.settled()
             half = await trio.open_tcp_stream("127.0.0.1", engine.http_port)
             await half.send_all(b"GET /never HTTP/1.1\r\nhost:")
 
@@ -262,13 +263,9 @@ async def test_whatever_hangs_the_process_ends_in_the_configured_time(tmp_path: 
             status, body = answers[0]
             assert (status, b"invocation_stopped" in body) == (500, True)
             await half.aclose()
+            await deaf_client.aclose()
             frozen.cut()
         nursery.cancel_scope.cancel()
-
-
-async def frozen_call(engine: EngineProcess, caller: RawWorker) -> None:
-    """Return when the engine has passed the caller's call on."""
-    await caller.settled()
 
 
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
@@ -280,7 +277,7 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     ):
         pid = int((await engine.line(" deaf ")).rpartition(" ")[2])
         async with watch(pid) as child:
-            hanging = await raw_worker(nursery, engine.port)
+            hanging = await dial(nursery, engine.port)
             hanging.introduce(name="hanging")
             hanging.register("hanging::never")
             hanging.call("hanging::never")

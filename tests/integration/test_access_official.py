@@ -1,11 +1,12 @@
 """Access control as configured, over real sockets and TLS, with official SDKs on both sides (spec/protocol.md §14.7)."""
 
 import json
+import logging
 import os
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import trustme
 
 from iii_trio import NotConnected, Reconnect, open_client
 from iii_trio.config import parse_config
+from iii_trio.engine.events import Event
 from iii_trio.host.compose import Running, open_host
 
 CLIENTS = Path(__file__).parent / "clients"
@@ -65,6 +67,35 @@ def url(running: Running, index: int, scheme: str = "ws") -> str:
     return f"{scheme}://127.0.0.1:{running.listeners[index].addresses[0][1]}"
 
 
+async def until(running: Running, condition: Callable[[], bool]) -> None:
+    """Return when the condition holds, looked at whenever something happens in the core."""
+    news = trio.Event()
+
+    def tap(_event: Event) -> None:
+        news.set()
+
+    remove = running.core.events.tap(tap)
+    try:
+        while not condition():
+            await news.wait()
+            news = trio.Event()
+    finally:
+        remove()
+
+
+class Refusals(logging.Handler):
+    """Notices when a port turns somebody away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = trio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        if "was refused" in record.msg:
+            self.first.set()
+
+
 def environment(**more: str) -> dict[str, str]:
     """The environment of a client: none of this machine's own settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("III_", "OTEL_"))}
@@ -79,8 +110,7 @@ async def keeper(running: Running, tmp_path: Path) -> AsyncIterator[None]:
         env=environment(III_URL=url(running, 0), OTEL_ENABLED="false", HOME=str(tmp_path)),
     )
     try:
-        while running.core.functions.get("default", "acl::middleware") is None:
-            await trio.sleep(0.02)
+        await until(running, lambda: running.core.functions.get("default", "acl::middleware") is not None)
         yield
     finally:
         process.kill()
@@ -121,27 +151,33 @@ async def test_official_sdks_over_tls_with_everything_configured(ca: Path, tmp_p
         assert [row["trigger_type_id"] for row in asked["type"]] == ["tick"]
         assert "acl::middleware" not in {row["function_id"] for row in asked["middleware"]}
         # the guest is gone, and with it everything it brought
-        while len(running.core.workers) > 1:
-            await trio.sleep(0.02)
+        await until(running, lambda: len(running.core.workers) == 1)
         functions = {entry.id for entry in running.core.functions if not entry.builtin}
         assert not any(function_id.startswith("t1::") for function_id in functions)
 
 
 async def test_a_guest_that_comes_before_the_keeper_is_let_in_when_it_is_there(ca: Path, tmp_path: Path) -> None:
     text = GUARDED.replace("CERTIFICATE", str(ca / "server.pem")).replace("KEY", str(ca / "server.key"))
-    async with host(text) as running, trio.open_nursery() as nursery:
-        said: list[Any] = []
+    refusals = Refusals()
+    listener_log = logging.getLogger("iii_trio.engine.listener")
+    listener_log.addHandler(refusals)
+    said: list[Any] = []
+    try:
+        async with host(text) as running, trio.open_nursery() as nursery:
+            here = trio.Event()
 
-        async def come() -> None:
-            said.append(await guest(running, ca, "guest-token", tmp_path, OTEL_ENABLED="false"))
+            async def come() -> None:
+                said.append(await guest(running, ca, "guest-token", tmp_path, OTEL_ENABLED="false"))
+                here.set()
 
-        nursery.start_soon(come)
-        while running.listeners[1].statistics().refused == 0:
-            await trio.sleep(0.02)
-        async with keeper(running, tmp_path):
-            while not said:
-                await trio.sleep(0.05)
-        assert said[0]["echo"] == {"through": "ada", "answer": {"n": 1}}
+            nursery.start_soon(come)
+            await refusals.first.wait()
+            assert running.listeners[1].statistics().refused > 0
+            async with keeper(running, tmp_path):
+                await here.wait()
+    finally:
+        listener_log.removeHandler(refusals)
+    assert said[0]["echo"] == {"through": "ada", "answer": {"n": 1}}
 
 
 async def test_telemetry_sockets_are_asked_about_too(ca: Path, tmp_path: Path) -> None:
@@ -160,9 +196,7 @@ workers:
 
 
 @pytest.mark.parametrize("where", ["file", "environment"])
-async def test_a_token_from_file_or_environment(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_token_from_file_or_environment(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("III_TOKEN", raising=False)
     if where == "file":
         text, environ = TOKEN, {"SECRET": "sesame"}
@@ -178,6 +212,30 @@ async def test_a_token_from_file_or_environment(
         monkeypatch.setenv("III_TOKEN", "sesame")
         async with open_client(url(running, 0)) as client:
             assert (await client.call("engine::health::check"))["status"] == "healthy"
+
+
+async def test_official_sdks_take_the_token_from_the_environment(tmp_path: Path) -> None:
+    program = """
+from iii import register_worker
+iii = register_worker()
+print(iii.trigger({"function_id": "engine::health::check", "payload": {}, "timeout_ms": 10000})["status"])
+iii.shutdown()
+"""
+    async with host(TOKEN, {"SECRET": "sesame"}) as running:
+        env = environment(**running.child_environment(), HOME=str(tmp_path))
+        done = await trio.run_process([sys.executable, "-c", program], env=env, capture_stdout=True)
+    assert done.stdout == b"healthy\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "loud"),
+    [("", True), (", middleware_function_id: a::b", True), (", token: t", False), (", rbac: {}", False)],
+)
+async def test_a_port_on_the_network_without_access_control_is_loud(
+    more: str, loud: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with host(TOKEN.replace(', token: "${SECRET}"', more).replace("127.0.0.1", "0.0.0.0")):
+        assert ("WITHOUT ACCESS CONTROL" in caplog.text) is loud
 
 
 async def test_our_own_client_over_tls(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:

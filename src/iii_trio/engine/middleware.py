@@ -29,15 +29,18 @@ def _serving(peer: "RemotePeer", middleware: str, space: str) -> "FunctionEntry 
 def applies(peer: "RemotePeer", middleware: str, namespace: str | None, function_id: str) -> bool:
     """Whether a call of `peer` goes through its port's middleware.
 
-    The engine's own `engine::…` functions are called directly, and so is everything by the connection that serves the
-    middleware: it would call itself for ever.
+    The engine's own `engine::…` functions are called directly, and so is everything by a connection that serves the
+    middleware: it would call itself for ever. (One that only stands by for it does not serve it.)
     """
     space = namespace or DEFAULT_NAMESPACE
     entry = peer.core.functions.get(space, function_id)
     if entry is not None and entry.builtin and function_id.startswith(BUILT_IN):
         return False
     serving = _serving(peer, middleware, space)
-    return serving is None or serving.owner is not peer
+    if serving is None:
+        return True
+    own = peer.functions.get((serving.namespace, middleware))
+    return own is None or (own is not serving and own.replicas is None)
 
 
 def call(

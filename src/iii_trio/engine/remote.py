@@ -281,15 +281,15 @@ class RemotePeer(Peer):
             self._refuse(None if void else reply_id, function_id, started, envelope)
 
     def _refuse(self, reply_id: str | None, function_id: str, outcome: Outcome, envelope: Envelope) -> None:
-        """A call that never started: an answer if one is awaited, else an `error` frame, which no SDK minds."""
+        """A call that never started: an answer if one is awaited, else an `error` frame, which no SDK minds.
+
+        What is forbidden is answered in any case, under an id that is nobody's (spec/protocol.md §14.3).
+        """
         self.core.counters.refused += 1
         if reply_id is not None:
             self.reply(reply_id, function_id, outcome, envelope.traceparent, envelope.baggage)
             return
         error = outcome.exception()
-        if error.code == errors.FORBIDDEN:
-            # spec/protocol.md §14.3: said even where no answer is awaited, under an id that is nobody's
-            self.reply(self.core.invocations.new_id(), function_id, outcome, envelope.traceparent, envelope.baggage)
         shown = errors.shorten(str(error))
         log.warning("worker %s: call of %s without a reply failed: %s", self.label, function_id[:200], shown)
         if error.code == errors.FORBIDDEN:

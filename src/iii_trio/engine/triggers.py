@@ -93,6 +93,10 @@ class Binding:
     def __attrs_post_init__(self) -> None:
         self.type_id = ALIASES.get(self.trigger_type, self.trigger_type)
 
+    def is_gone(self) -> bool:
+        """Whether it stands in no table any more; may become true while somebody is told of it."""
+        return self.state is BindingState.GONE
+
     def move(self, state: BindingState, claim: "TypeClaim | None" = None, why: str = "") -> None:
         """Change state, checked against `TRANSITIONS`."""
         if state not in TRANSITIONS[self.state]:
@@ -348,12 +352,12 @@ class Triggers:
             claim.provider.unbind(binding, reason)
 
     def _activate(self, binding: Binding, claim: TypeClaim) -> None:
-        if binding.state is BindingState.GONE:
+        if binding.is_gone():
             return  # its owner was lost while its last provider was told
         try:
             claim.provider.bind(binding)
         except TriggerRejected as error:
-            if binding.state is BindingState.GONE:
+            if binding.is_gone():
                 return
             if claim.owner.leaving:
                 self._move_on(binding)
@@ -363,7 +367,7 @@ class Triggers:
             if binding.owner is not None:
                 binding.owner.binding_refused(binding, error)
         else:
-            if binding.state is BindingState.GONE:  # its owner was lost while the provider was told
+            if binding.is_gone():  # its owner was lost while the provider was told
                 claim.provider.unbind(binding, Reason.OWNER_LEFT)
                 return
             binding.move(BindingState.LIVE, claim)

@@ -37,7 +37,7 @@ from .supervise import Module, Supervised, SupervisedStatistics
 
 log = logging.getLogger(__name__)
 
-DRAIN_SHARE: Final = 0.75
+DRAIN_SHARE: Final = 0.7
 ENDING_SHARE: Final = 0.2
 STOPPING: Final = "the engine is stopping"
 

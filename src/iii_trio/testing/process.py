@@ -124,20 +124,20 @@ async def start_engine(
         cwd=directory,
     )
     engine = EngineProcess(process)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(engine._read, name="engine output")
-        try:
-            yield engine
-        finally:
-            process.kill()
-            with trio.move_on_after(
-                STOP_S, shield=True
-            ):  # the block may have been cancelled, and the reading task with it
-                await process.wait()
-                nursery.cancel_scope.cancel()  # the reader first: closing what it reads would be its error
-                assert process.stdout is not None
-                await process.stdout.aclose()
-            nursery.cancel_scope.cancel()
+    assert process.stdout is not None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine._read, name="engine output")
+            try:
+                yield engine
+            finally:
+                process.kill()
+                with trio.move_on_after(STOP_S, shield=True):  # the block may have been cancelled
+                    await process.wait()
+                nursery.cancel_scope.cancel()
+    finally:
+        with trio.move_on_after(STOP_S, shield=True):
+            await process.stdout.aclose()
 
 
 @asynccontextmanager

@@ -13,7 +13,8 @@ from iii_trio.cli.ask import draw, payload_of, url_of
     [
         ((), None, {}),
         (("a=1",), None, {"a": 1}),
-        (("a=true", "b=null", 'c={"d":[1]}', "e=plain text", "f="), None, {"a": True, "b": None, "c": {"d": [1]}, "e": "plain text", "f": ""}),
+        (("a=true", "b=null"), None, {"a": True, "b": None}),
+        (('c={"d":[1]}', "e=plain text", "f="), None, {"c": {"d": [1]}, "e": "plain text", "f": ""}),
         (("a=b=c",), None, {"a": "b=c"}),
         ((), "[1, 2]", [1, 2]),
         ((), "null", None),

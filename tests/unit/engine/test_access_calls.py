@@ -18,6 +18,7 @@ from iii_trio.testing.raw import RawWorker
 
 TRACE = {"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01", "baggage": "k=v"}
 GUARDED = Rules(expose=exposed("public::*"))
+GUARDED_THROUGH = Rules(expose=exposed("public::*"), middleware_function_id=MIDDLEWARE)
 THROUGH = Rules(auth_function_id=AUTH, expose=exposed("public::*"), middleware_function_id=MIDDLEWARE)
 
 
@@ -57,6 +58,8 @@ async def test_a_forbidden_void_call_is_told_under_an_id_that_is_nobodys(autojum
         assert answer["invocation_id"] != own
         assert str(uuid.UUID(answer["invocation_id"])) == answer["invocation_id"]
         assert answer["traceparent"] == TRACE["traceparent"]
+        await guest.settled()
+        assert not guest.frames
 
 
 async def test_an_enqueue_of_what_is_forbidden_never_reaches_the_queue(autojump_clock: MockClock) -> None:
@@ -191,6 +194,29 @@ async def test_a_middleware_on_the_port_it_serves_does_not_call_itself_for_ever(
         middle.answer(await middle.next("invokefunction", function_id="a::f"), result="through")
         middle.answer(asked, result=(await middle.result(nested))["result"])
         assert (await guest.result(call))["result"] == "through"
+
+
+async def test_replicas_of_the_middleware_do_not_call_each_other_for_ever(autojump_clock: MockClock) -> None:
+    async with open_lab(Rules(middleware_function_id=MIDDLEWARE)) as lab:
+        served = await server(lab, "a::f")
+        replicas = [await lab.guarded.connect(name=f"middle {n}") for n in range(2)]
+        for replica in replicas:
+            replica.register(MIDDLEWARE, metadata={"iii.shared": True})
+            await replica.settled()
+        for replica in replicas:
+            call = replica.call("a::f")
+            served.answer(await served.next("invokefunction"), result="direct")
+            assert (await replica.result(call))["result"] == "direct"
+
+
+async def test_who_only_stands_by_for_the_middleware_goes_through_it(autojump_clock: MockClock) -> None:
+    async with open_lab(GUARDED_THROUGH) as lab:
+        middle = await server(lab, MIDDLEWARE)
+        guest = await lab.guarded.connect(name="first")
+        guest.register(MIDDLEWARE)
+        await guest.next("registrationrejected")
+        guest.call("public::f")
+        assert (await middle.next("invokefunction"))["function_id"] == MIDDLEWARE
 
 
 async def test_calls_through_the_middleware_are_cancelled_and_expire_like_others(autojump_clock: MockClock) -> None:

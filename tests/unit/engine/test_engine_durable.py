@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from iii_trio.engine import Binding, BindingState, Engine, Reason, open_local
+from iii_trio.engine.access import Session
 from iii_trio.protocol.errors import TriggerRejected
 from iii_trio.testing.raw import RawPort, RawWorker
 
@@ -162,3 +163,24 @@ async def test_the_named_namespace_of_the_provider_is_strict(
     call = maker.call(REGISTER, {**WANTED, "trigger_namespace": "eu"})
     verdict(away, await away.next("registertrigger"))
     assert "error" not in await maker.result(call)
+
+
+async def test_a_session_binds_what_it_may_call_under_its_prefix(
+    autojump_clock: MockClock, port: RawPort, core: Engine
+) -> None:
+    maker, trusted = await port.connect(), await port.connect()
+    await maker.settled()
+    peer = core.workers.get(maker.worker_id)
+    assert peer is not None
+    allowed = frozenset({"p::f", REGISTER, UNREGISTER})
+    peer.session = Session(prefix="p", trigger_types=frozenset({"tick"}), allowed=allowed, expose=())
+    answer = await maker.ask(REGISTER, {"trigger_type": "tick", "function_id": "f"})
+    binding = core.triggers.get(answer["result"]["id"])
+    assert binding is not None
+    assert binding.function_id == "p::f"
+    for wanted in ({"trigger_type": "tock", "function_id": "f"}, {"trigger_type": "tick", "function_id": "g"}):
+        assert (await maker.ask(REGISTER, wanted))["error"]["code"] == "FORBIDDEN"
+    foreign = (await trusted.ask(REGISTER, WANTED))["result"]["id"]
+    assert (await maker.ask(UNREGISTER, {"id": foreign}))["error"]["code"] == "FORBIDDEN"
+    assert (await maker.ask(UNREGISTER, {"id": binding.id}))["result"] == {"removed": True}
+    assert [one.id for one in core.triggers] == [foreign]

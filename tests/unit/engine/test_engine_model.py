@@ -12,7 +12,14 @@ from attrs import define, field
 from engine_sync import VOID, SyncCore, SyncWorker
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from iii_trio.engine import LATER, BindingState, Call, LocalPeer, Outcome
 from iii_trio.engine.invocations import State
@@ -167,8 +174,10 @@ class CoreMachine(RuleBasedStateMachine):
         elif what == "withdraw":
             self._remove(self.types, argument, node)
         elif what == "bind":
-            if node.worker.connection.full and self.types.get(argument[1], [None])[-1] is node:
-                return  # it ends when it is told of its own binding, and the one it wanted to replace stays
+            if node.worker.gone:  # it ended when it was told of it; the one it wanted to replace may have stayed
+                if self.core.engine.triggers.get(argument[0]) is None:
+                    self.binds.pop(argument[0], None)
+                return
             self.binds.pop(argument[0], None)
             self.binds[argument[0]] = Bind(argument[0], node, argument[1])
         elif what == "unbind":
@@ -204,7 +213,9 @@ class CoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.nodes)
     @rule(data=st.data(), type_id=st.sampled_from(TYPES))
     def provide(self, data: st.DataObject, type_id: str) -> None:
-        self._do(self._pick(data), {"type": "registertriggertype", "id": type_id, "description": ""}, "provide", type_id)
+        self._do(
+            self._pick(data), {"type": "registertriggertype", "id": type_id, "description": ""}, "provide", type_id
+        )
 
     @precondition(lambda self: self.nodes)
     @rule(data=st.data(), type_id=st.sampled_from(TYPES))

@@ -55,7 +55,9 @@ async def test_blank_namespace_is_refused(autojump_clock: MockClock, port: RawPo
         (None, None),
     ],
 )
-async def test_the_caller_id_goes_into_objects_only(autojump_clock: MockClock, port: RawPort, sent: Any, got: Any) -> None:
+async def test_the_caller_id_goes_into_objects_only(
+    autojump_clock: MockClock, port: RawPort, sent: Any, got: Any
+) -> None:
     executor, caller = await pair(port, "a::f")
     caller.call("a::f", sent)
     data = (await executor.next("invokefunction"))["data"]
@@ -84,7 +86,9 @@ async def test_a_missing_data_key_is_null(autojump_clock: MockClock, port: RawPo
         ({"result": 1, "error": {"code": "x", "message": "wins"}}, {"error": {"code": "x", "message": "wins"}}),
     ],
 )
-async def test_answers_pass_as_they_were_sent(autojump_clock: MockClock, port: RawPort, answer: dict[str, Any], expected: dict[str, Any]) -> None:
+async def test_answers_pass_as_they_were_sent(
+    autojump_clock: MockClock, port: RawPort, answer: dict[str, Any], expected: dict[str, Any]
+) -> None:
     executor, caller = await pair(port, "a::f")
     call = caller.call("a::f")
     executor.answer(await executor.next("invokefunction"), **answer)
@@ -130,7 +134,9 @@ async def test_a_void_call_outlives_its_caller(autojump_clock: MockClock, port: 
     assert port.core.statistics().running == 0
 
 
-async def test_a_void_call_of_a_missing_function_tells_its_sender_alone(autojump_clock: MockClock, port: RawPort) -> None:
+async def test_a_void_call_of_a_missing_function_tells_its_sender_alone(
+    autojump_clock: MockClock, port: RawPort
+) -> None:
     caller = await port.connect()
     caller.call("a::nope", action={"type": "void"})
     assert (await caller.next("error"))["error"]["code"] == "function_not_found"
@@ -242,7 +248,9 @@ async def test_bad_frames_are_answered_where_they_name_a_call(autojump_clock: Mo
 
 
 @pytest.mark.parametrize("data", ["[" * 200 + "]" * 200, '"\\ud800"'])
-async def test_what_would_break_the_next_peer_is_refused_here(autojump_clock: MockClock, port: RawPort, data: str) -> None:
+async def test_what_would_break_the_next_peer_is_refused_here(
+    autojump_clock: MockClock, port: RawPort, data: str
+) -> None:
     executor, caller = await pair(port, "a::f")
     broken = str(uuid.uuid4())
     caller.send_text(
@@ -269,7 +277,9 @@ async def test_what_a_small_peer_cannot_take_goes_back_to_the_caller(autojump_cl
     assert caller.closed is None
 
 
-async def test_a_70_mib_message_is_answered_and_costs_its_sender_nothing_else(autojump_clock: MockClock, port: RawPort) -> None:
+async def test_a_70_mib_message_is_answered_and_costs_its_sender_nothing_else(
+    autojump_clock: MockClock, port: RawPort
+) -> None:
     executor, caller = await pair(port, "a::f")
     broken = str(uuid.uuid4())
     head = b'{"type":"invokefunction","invocation_id":"%s","function_id":"a::f","data":"' % broken.encode()

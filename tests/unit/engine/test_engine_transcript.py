@@ -26,7 +26,9 @@ async def test_the_minimal_transcript(autojump_clock: MockClock, port: RawPort) 
     }
 
 
-async def test_registrations_before_the_introduction_wait_for_the_namespace(autojump_clock: MockClock, port: RawPort) -> None:
+async def test_registrations_before_the_introduction_wait_for_the_namespace(
+    autojump_clock: MockClock, port: RawPort
+) -> None:
     worker = await port.connect()
     worker.register("a::echo")
     await worker.settled()
@@ -49,7 +51,9 @@ async def test_a_call_waits_for_the_registration_of_its_own_function(autojump_cl
     assert (await worker.result(call))["result"] == 1
 
 
-async def test_without_an_introduction_the_namespace_is_default_after_the_grace(autojump_clock: MockClock, port: RawPort) -> None:
+async def test_without_an_introduction_the_namespace_is_default_after_the_grace(
+    autojump_clock: MockClock, port: RawPort
+) -> None:
     worker = await port.connect()
     worker.register("a::echo")
     call = worker.call("a::echo")

@@ -1,0 +1,220 @@
+"""The model of test_engine_model.py, with names and shared functions: conflicts, probes, takeovers, and replicas.
+
+Everything of that model happens here too: whatever order connections come and go in, a name has one holder, a refused
+claimant leaves nothing, and a shared call goes to one of those who run the fewest.
+"""
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+from engine_sync import VOID
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
+from test_engine_model import DEFAULT, PROBE, CoreMachine, Job, Node, _one
+
+from iii_trio.engine.invocations import State
+
+NAMES = ["n", "o"]
+SHARED = "s::f"
+NEVER = float("inf")
+
+
+class NamesMachine(CoreMachine):
+    """`names` has the holders, `waiting` who wants a held name; `load` the calls that each sharer was given.
+
+    Who waits for a name has a call that runs: its introduction, which ends with the question to the holder.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, Node] = {}
+        self.waiting: dict[str, list[Job]] = {}
+        self.load: dict[Node, set[int]] = {}
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    def _undecided(self) -> list[Node]:
+        claimants = [job.caller for jobs in self.waiting.values() for job in jobs]
+        return [node for node in self.nodes if not node.open and node not in claimants]
+
+    @rule(name=st.sampled_from(NAMES), shares=st.booleans())
+    def arrive(self, name: str, shares: bool) -> None:
+        """What most workers do: connect, register, and say who they are."""
+        if len(self.nodes) < 5:
+            node = self._connect()
+            self.nodes.append(node)
+            if shares:
+                self._share(node)
+            self._introduce_as(node, name)
+
+    @rule()
+    def wait(self) -> None:
+        """Longer than anybody is waited for."""
+        self.advance(24)
+
+    @precondition(lambda self: self._undecided())
+    @rule(data=st.data(), name=st.sampled_from(NAMES))
+    def introduce_as(self, data: st.DataObject, name: str) -> None:
+        self._introduce_as(_one(data, self._undecided()), name)
+
+    def _introduce_as(self, node: Node, name: str) -> None:
+        self._spoke(node)
+        node.worker.introduce(name=name)
+        self.n += 1
+        introduction = Job(self.n, node, None, None, self.core.clock.now() + DEFAULT)
+        self.jobs.append(introduction)
+        self._claim(introduction, name)
+        self._settle()
+
+    @precondition(lambda self: self._undecided())
+    @rule(data=st.data())
+    def introduce(self, data: st.DataObject) -> None:
+        self._introduce(_one(data, self._undecided()))
+        self._settle()
+
+    @precondition(lambda self: self.names)
+    @rule(data=st.data())
+    def speak(self, data: st.DataObject) -> None:
+        """A holder shows that it is there."""
+        node = _one(data, list(self.names.values()))
+        self._spoke(node)
+        node.worker.send({"type": "pong"})
+        self._settle()
+
+    @precondition(lambda self: self.nodes)
+    @rule(data=st.data())
+    def stall(self, data: st.DataObject) -> None:
+        node = self._pick(data)  # a holder that ends amid something else lets others in, which is beyond the model
+        node.worker.connection.full = node.open and node not in self.names.values()
+
+    def _claim(self, introduction: Job, name: str) -> None:
+        node, holder = introduction.caller, self.names.get(name)
+        node.grace_until = NEVER
+        if node not in self.nodes:
+            self.jobs.remove(introduction)
+        elif holder is None:
+            self.jobs.remove(introduction)
+            self.names[name] = node
+            self._open(node)
+        else:
+            self.waiting.setdefault(name, []).append(introduction)
+            if holder.probe_until is None:
+                holder.probe_until = self.core.clock.now() + PROBE
+                self.n += 1
+                holder.probe_order = self.n
+
+    def _asking(self, holder: Node) -> list[Job]:
+        return [job for name in NAMES if self.names.get(name) is holder for job in self.waiting.get(name, [])]
+
+    def _spoke(self, node: Node) -> None:
+        asking = self._asking(node)
+        super()._spoke(node)
+        for introduction in asking:
+            self.jobs.remove(introduction)
+            for jobs in self.waiting.values():
+                if introduction in jobs:
+                    jobs.remove(introduction)
+            self._drop(introduction.caller)
+
+    def _silent(self, node: Node) -> None:
+        if any(job.caller in self.nodes for job in self._asking(node)):
+            node.probe_until = None
+            node.claimed_by.clear()
+            self._drop(node)
+        else:
+            super()._silent(node)
+
+    def _drop(self, node: Node) -> None:
+        if node not in self.nodes:
+            return
+        self.load.pop(node, None)
+        super()._drop(node)
+        for name in [name for name, holder in self.names.items() if holder is node]:
+            del self.names[name]
+            for introduction in self.waiting.pop(name, []):
+                self._claim(introduction, name)
+
+    @invariant()
+    def names_have_one_holder(self) -> None:
+        held = {key[1]: peer for key, peer in self.core.engine.workers._names.items()}
+        assert held == {name: node.worker.peer for name, node in self.names.items()}
+
+    # -- shared functions ---------------------------------------------------------------------------------------------
+
+    def _apply(self, node: Node, what: str, argument: Any) -> None:
+        if what == "share":
+            self.load[node] = set()
+        elif what == "unshare":
+            self.load.pop(node, None)
+        else:
+            super()._apply(node, what, argument)
+
+    @precondition(lambda self: self.nodes)
+    @rule(data=st.data())
+    def share(self, data: st.DataObject) -> None:
+        self._share(self._pick(data))
+
+    def _share(self, node: Node) -> None:
+        frame = {"type": "registerfunction", "id": SHARED, "metadata": {"iii.shared": True}}
+        self._do(node, frame, "share", None)
+
+    @precondition(lambda self: self.load)
+    @rule(data=st.data())
+    def unshare(self, data: st.DataObject) -> None:
+        self._do(_one(data, list(self.load)), {"type": "unregisterfunction", "id": SHARED}, "unshare", None)
+
+    @precondition(lambda self: self.load and not any(node.worker.connection.full for node in self.nodes))
+    @rule(data=st.data(), void=st.booleans(), times=st.integers(1, 3))
+    def call_shared(self, data: st.DataObject, void: bool, times: int) -> None:
+        node = _one(data, [node for node in self.nodes if node.open])
+        for _ in range(times):
+            self._call_shared(node, void)
+
+    def _call_shared(self, node: Node, void: bool) -> None:
+        self.n += 1
+        call_id = None if void else str(uuid.uuid4())
+        self._spoke(node)
+        running = {job.n for job in self.jobs if job.state is State.RUNNING}
+        load = {sharer: len(given & running) for sharer, given in self.load.items()}
+        frame = {"type": "invokefunction", "function_id": SHARED, "data": {"n": self.n}}
+        node.worker.send({**frame, **({"action": VOID} if void else {"invocation_id": call_id})})
+        [chosen] = [sharer for sharer in load if any(self._is_it(sent) for sent in sharer.worker.connection.sent)]
+        assert load[chosen] == min(load.values())
+        self.load[chosen].add(self.n)
+        self.jobs.append(Job(self.n, node, call_id, chosen, self.core.clock.now() + DEFAULT))
+        self._settle()
+
+    def _is_it(self, sent: bytes) -> bool:
+        frame = json.loads(sent)
+        return bool(frame["type"] == "invokefunction" and frame["data"]["n"] == self.n)
+
+    @invariant()
+    def all_who_share_serve(self) -> None:
+        functions = self.core.engine.functions
+        entry = functions.get("default", SHARED)
+        assert (entry is None) == (not self.load)
+        assert functions.statistics().replicas == max(0, len(self.load) - 1)
+
+
+def run(examples: int, steps: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Run the machine, without the thousands of warnings it earns."""
+    caplog.set_level("CRITICAL")
+    health = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    run_state_machine_as_test(
+        NamesMachine,
+        settings=settings(
+            max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=health
+        ),
+    )
+
+
+def test_names_and_replicas_equal_their_model(caplog: pytest.LogCaptureFixture) -> None:
+    run(examples=60, steps=50, caplog=caplog)
+
+
+@pytest.mark.long
+def test_names_and_replicas_equal_their_model_for_long(caplog: pytest.LogCaptureFixture) -> None:
+    run(examples=2_000, steps=100, caplog=caplog)
