@@ -303,7 +303,7 @@ async def test_the_end_of_a_connection_takes_its_hook_call_along(autojump_clock:
         guest.cut()
         await lab.guarded.gone(guest)
         cancelled = await hook.next("cancelinvocation")
-        assert cancelled["invocation_id"] == asked["invocation_id"]
+        assert (cancelled["invocation_id"], cancelled["reason"]) == (asked["invocation_id"], "caller_disconnected")
         hook.answer(asked, result={})
         await hook.settled()
         assert ids(lab) == {FUNCTION}
