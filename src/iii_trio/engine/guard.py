@@ -1,9 +1,9 @@
 """What the registrations of a session have to pass before they are applied: flags, hooks, prefix, and whose ids they claim.
 
-Peers without a session never come here. Each function takes one frame as the worker sent it, and ends in the function
-of the same name in `registrations.py`, with the ids under which things are stored, or in a refusal, which the worker is
-told. Where hooks and prefix made other ids of its own, the session remembers which, so that the worker may go on
-speaking of what it registered by the ids it knows (spec/protocol.md §14.4-14.6, §20.20, §20.24).
+Peers without a session never come here. Each function takes one frame as the worker sent it, and ends in its namesake in
+`registrations.py`, with the ids under which things are stored, or in a refusal, which the worker is told. Where hooks and
+prefix made other ids of its own, the session remembers which, so that the worker may go on speaking of what it registered
+by the ids it knows (spec/protocol.md §14.4-14.6, §20.20, §20.24).
 """
 
 import logging
@@ -14,9 +14,12 @@ from attrs import evolve
 from ..protocol import NULL, Json, errors
 from ..protocol.errors import WireError
 from ..protocol.messages import (
+    Message,
     RegisterFunction,
     RegisterTrigger,
     RegisterTriggerType,
+    UnregisterFunction,
+    UnregisterTrigger,
     UnregisterTriggerType,
 )
 from . import hooks, registrations
@@ -31,6 +34,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENGINE_TYPES: Final = frozenset({*INSTALL_HINTS, *ALIASES, "log", "trace", "configuration"})
+
+
+def apply(peer: "RemotePeer", session: Session, message: Message) -> None:
+    """Do what a registration frame of a session says, as far as it may."""
+    if isinstance(message, RegisterFunction):
+        register_function(peer, session, message)
+    elif isinstance(message, RegisterTrigger):
+        register_trigger(peer, session, message)
+    elif isinstance(message, UnregisterFunction):
+        unregister_function(peer, session, message.id)
+    elif isinstance(message, UnregisterTrigger):
+        unregister_trigger(peer, session, message.id)
+    elif isinstance(message, RegisterTriggerType):
+        register_trigger_type(peer, session, message)
+    elif isinstance(message, UnregisterTriggerType):
+        unregister_trigger_type(peer, session, message)
 
 
 def _keep(changed: Json, sent: Json) -> Json:

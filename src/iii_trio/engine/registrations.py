@@ -11,12 +11,15 @@ from ..protocol.errors import TriggerRejected, WireError
 from ..protocol.limits import BINDINGS_PER_PEER, FUNCTIONS_PER_PEER, TYPES_PER_PEER
 from ..protocol.messages import (
     ErrorBody,
+    Message,
     RegisterFunction,
     RegisterTrigger,
     RegisterTriggerType,
     RegistrationRejected,
     TriggerRegistrationResult,
+    UnregisterFunction,
     UnregisterTrigger,
+    UnregisterTriggerType,
 )
 from .functions import FunctionEntry
 from .peer import DEFAULT_NAMESPACE
@@ -30,6 +33,22 @@ log = logging.getLogger(__name__)
 RESERVED: Final = "engine::"
 REPLACEABLE: Final = "engine::queue::"
 UNBIND_EXTRA: Final = len("un")
+
+
+def apply(peer: "RemotePeer", message: Message) -> None:
+    """Do what a registration frame of a trusted worker says; services are accepted, and nobody reads them."""
+    if isinstance(message, RegisterFunction):
+        register_function(peer, message)
+    elif isinstance(message, RegisterTrigger):
+        register_trigger(peer, message)
+    elif isinstance(message, UnregisterFunction):
+        unregister_function(peer, message.id)
+    elif isinstance(message, UnregisterTrigger):
+        unregister_trigger(peer, message.id)
+    elif isinstance(message, RegisterTriggerType):
+        register_trigger_type(peer, message)
+    elif isinstance(message, UnregisterTriggerType):
+        peer.core.triggers.withdraw_type(peer, message.namespace or peer.namespace, message.id)
 
 
 def register_function(peer: "RemotePeer", message: RegisterFunction, exposed_id: str = "") -> None:

@@ -24,17 +24,12 @@ from ..protocol.messages import (
     Pong,
     Reattach,
     RegisterFunction,
-    RegisterTrigger,
-    RegisterTriggerType,
     RegisterWorker,
     TriggerRegistrationResult,
     UnregisterFunction,
-    UnregisterTrigger,
-    UnregisterTriggerType,
 )
 from ..transport import Connection, Oversize
 from . import guard, middleware, registrations
-from .access import Session
 from .admission import REGISTRATIONS, Intake
 from .deadlines import Timer
 from .invocations import Call, Outcome
@@ -188,35 +183,10 @@ class RemotePeer(Peer):
     def _apply(self, message: Message) -> None:
         if self.leaving:
             return
-        if self.session is not None:
-            self._apply_for(self.session, message)
-        elif isinstance(message, RegisterFunction):
-            registrations.register_function(self, message)
-        elif isinstance(message, RegisterTrigger):
-            registrations.register_trigger(self, message)
-        elif isinstance(message, UnregisterFunction):
-            registrations.unregister_function(self, message.id)
-        elif isinstance(message, UnregisterTrigger):
-            registrations.unregister_trigger(self, message.id)
-        elif isinstance(message, RegisterTriggerType):
-            registrations.register_trigger_type(self, message)
-        elif isinstance(message, UnregisterTriggerType):
-            self.core.triggers.withdraw_type(self, message.namespace or self.namespace, message.id)
-
-    def _apply_for(self, session: Session, message: Message) -> None:
-        """`_apply` under access control."""
-        if isinstance(message, RegisterFunction):
-            guard.register_function(self, session, message)
-        elif isinstance(message, RegisterTrigger):
-            guard.register_trigger(self, session, message)
-        elif isinstance(message, UnregisterFunction):
-            guard.unregister_function(self, session, message.id)
-        elif isinstance(message, UnregisterTrigger):
-            guard.unregister_trigger(self, session, message.id)
-        elif isinstance(message, RegisterTriggerType):
-            guard.register_trigger_type(self, session, message)
-        elif isinstance(message, UnregisterTriggerType):
-            guard.unregister_trigger_type(self, session, message)
+        if self.session is None:
+            registrations.apply(self, message)
+        else:
+            guard.apply(self, self.session, message)
 
     def _on_invoke(self, envelope: Envelope, frame: bytes) -> None:
         function_id = envelope.function_id
@@ -330,7 +300,7 @@ class RemotePeer(Peer):
             if outcome.ok:
                 result = Outcome(Json(b'{"messageReceiptId":"%s"}' % receipt.encode()))
             else:
-                result = Outcome.failed(_enqueue_error(outcome.exception()))
+                result = Outcome.failed(errors.enqueue_error(outcome.exception()))
             if reply_id is not None:
                 self.reply(reply_id, function_id, result, traceparent, baggage)
             elif not outcome.ok:
@@ -616,15 +586,6 @@ class RemotePeer(Peer):
         binding = self.core.triggers.answered(self, message.id, ErrorBody(code=code, message=text))
         if binding is not None and isinstance(binding.owner, RemotePeer):
             binding.owner.send(registrations.refused_result(binding, code, text))
-
-
-def _enqueue_error(error: WireError) -> WireError:
-    """What the caller of an enqueue is told (spec/protocol.md §7.2)."""
-    if error.code == errors.FUNCTION_NOT_FOUND:
-        return WireError(errors.no_queue_provider_text(), errors.ENQUEUE_ERROR)
-    if error.code == errors.ENQUEUE_ERROR:
-        return error
-    return WireError(f"{error.code}: {error.message}", errors.ENQUEUE_ERROR)
 
 
 _HANDLERS: Final[dict[str, Callable[..., None]]] = {

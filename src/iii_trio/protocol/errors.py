@@ -110,3 +110,12 @@ def no_queue_provider_text() -> str:
         "provider, which the standalone queue worker registers. Add it with `iii worker add queue`. "
         f"(underlying: {underlying})"
     )
+
+
+def enqueue_error(error: WireError) -> WireError:
+    """What the caller of an enqueue is told of the provider's error (spec/protocol.md §7.2)."""
+    if error.code == FUNCTION_NOT_FOUND:
+        return WireError(no_queue_provider_text(), ENQUEUE_ERROR)
+    if error.code == ENQUEUE_ERROR:
+        return error
+    return WireError(f"{error.code}: {error.message}", ENQUEUE_ERROR)
