@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 from ..protocol import NULL, Json, codec, errors, trace
 from ..protocol.codec import Envelope
 from ..protocol.errors import ProtocolError, WireError
-from ..protocol.limits import DEADLINE_S, ENQUEUES_PER_PEER, PROBE_S
+from ..protocol.limits import DEADLINE_S, ENQUEUES_PER_PEER, MAX_DEPTH, PROBE_S
 from ..protocol.messages import (
     CancelInvocation,
     Error,
@@ -294,6 +294,10 @@ class RemotePeer(Peer):
         if space != DEFAULT_NAMESPACE:
             request["namespace"] = space
         data = codec.encode_value(request)[:-1] + b',"data":' + bytes(envelope.data) + b"}"
+        if codec.nests_too_deep(data):
+            error = WireError(f"the payload nests deeper than {MAX_DEPTH - 2} levels", errors.INVALID_MESSAGE)
+            self._refuse(reply_id, function_id, Outcome.failed(error), envelope)
+            return
 
         def done(outcome: Outcome) -> None:
             self.enqueues -= 1
