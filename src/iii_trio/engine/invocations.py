@@ -128,7 +128,8 @@ class Invocations:
     async def wait_idle(self) -> None:
         """Return when no call runs any more."""
         while self._active:
-            self._idle = self._idle or trio.Event()
+            if self._idle is None:
+                self._idle = trio.Event()
             await self._idle.wait()
 
     def _settled(self, call: Call) -> None:

@@ -63,18 +63,9 @@ async def bind(host: str, port: int, what: str) -> list[trio.SocketListener]:
     listeners: list[trio.SocketListener] = []
     try:
         for index, address in enumerate(hosts):
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            sock: trio.socket.SocketType | None = None
             try:
-                sock = trio.socket.socket(family, socket.SOCK_STREAM)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                await sock.bind((address, port))
-                sock.listen(BACKLOG)
+                sock = await _listening(address, port)
             except OSError as error:
-                if sock is not None:
-                    sock.close()
                 if index and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     continue  # a machine without IPv6
                 raise _bind_error(error, address, port, what) from None
@@ -85,6 +76,22 @@ async def bind(host: str, port: int, what: str) -> list[trio.SocketListener]:
             listener.socket.close()
         raise
     return listeners
+
+
+async def _listening(address: str, port: int) -> trio.socket.SocketType:
+    """One listening socket; whatever goes wrong, none is left open."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await sock.bind((address, port))
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _bind_error(error: OSError, address: str, port: int, what: str) -> ConfigError:
@@ -127,14 +134,18 @@ class Listener:
         if self.tls is not None:
             # TLS shakes hands at the first read, which is within the deadline of the upgrade
             listeners = [trio.SSLListener(listener, self.tls, https_compatible=True) for listener in bound]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._sweep, name="sweeper")
-            await nursery.start(
-                partial(trio.serve_listeners, self._accepted, listeners, handler_nursery=nursery),
-                name="accept",
-            )
-            task_status.started()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._sweep, name="sweeper")
+                await nursery.start(
+                    partial(trio.serve_listeners, self._accepted, listeners, handler_nursery=nursery),
+                    name="accept",
+                )
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            for listener in bound:  # cancelled before anybody listened, nobody else closes them
+                listener.socket.close()
 
     def close_all(self, code: int, reason: str) -> None:
         """Begin to close every connection; sockets that come now are refused."""
@@ -148,7 +159,8 @@ class Listener:
     async def wait_closed(self) -> None:
         """Return when no connection is left."""
         while self._connections:
-            self._emptied = self._emptied or trio.Event()
+            if self._emptied is None:
+                self._emptied = trio.Event()
             await self._emptied.wait()
 
     async def _sweep(self) -> None:
@@ -156,9 +168,10 @@ class Listener:
             due = trio.current_time() + SWEEP_S
             await trio.sleep_until(due)
             now = trio.current_time()
-            if now - due > LATE_WAKEUP_S:
-                continue  # we were the ones who did not listen: read first, judge the next time
+            late = now - due > LATE_WAKEUP_S
             for connection, peer in tuple(self._connections.items()):
+                if late:
+                    connection.last_heard = now  # we were the ones who did not listen
                 connection.check_liveness(now)
                 if peer is not None and connection.closing:
                     # its socket takes its time to close; what it has registered is nobody's any more

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from attrs import define, field
@@ -35,6 +36,7 @@ class FakeConnection:
     closed: tuple[int, str] | None = None
     paused: bool = False
     pings: int = 0
+    on_push: Callable[[bytes], object] = lambda _frame: None
 
     @property
     def closing(self) -> bool:
@@ -46,6 +48,7 @@ class FakeConnection:
         if self.full or self.closing:
             return False
         self.sent.append(frame)
+        self.on_push(frame)
         return True
 
     def ping(self) -> bytes:
