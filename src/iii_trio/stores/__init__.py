@@ -1,5 +1,7 @@
 """Where data is kept: key-value, job log, locks and broadcasts, in memory or in a SQLite file."""
 
+from .backup import BackupFile, Manifest, Snapshot, check_backup, read_manifest, restore_backup, write_backup
+from .export import export_jobs, export_values
 from .interfaces import (
     Broadcast,
     BroadcastStatistics,
@@ -37,6 +39,7 @@ from .waiting import WaitingJobLog, WaitingKeyValue, settle
 __all__ = [
     "MISSING",
     "Applied",
+    "BackupFile",
     "Broadcast",
     "BroadcastStatistics",
     "Change",
@@ -54,12 +57,14 @@ __all__ = [
     "Lock",
     "LockStatistics",
     "MalformedOps",
+    "Manifest",
     "MemoryStore",
     "NewJob",
     "OnDone",
     "Ops",
     "Result",
     "RowDamaged",
+    "Snapshot",
     "SqliteStore",
     "Store",
     "StoreClosed",
@@ -71,8 +76,14 @@ __all__ = [
     "WaitingJobLog",
     "WaitingKeyValue",
     "apply_ops",
+    "check_backup",
+    "export_jobs",
+    "export_values",
     "open_memory",
     "open_sqlite",
     "parse_ops",
+    "read_manifest",
+    "restore_backup",
     "settle",
+    "write_backup",
 ]

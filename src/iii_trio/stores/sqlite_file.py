@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -139,7 +139,7 @@ def open_file(path: str | os.PathLike[str], fsync: Fsync, *, check: bool) -> Sql
             raise StoreError(f"{absolute} is cut off or no database at all. Restore a backup, or move it away.")
         connection = _connect(absolute)
         _prepare(connection, absolute, fsync)
-        _sync_directory(absolute.parent)
+        sync_directory(absolute.parent)
         set_aside = sqlite_check.set_damaged_aside(connection, str(absolute)) if check else 0
         return SqliteFile(absolute, fsync, set_aside, connection, lock)
     except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for a message that quotes a damaged schema
@@ -171,20 +171,29 @@ def _make_directories(directory: Path) -> None:
         missing = [parent for parent in (directory, *directory.parents) if not parent.exists()]
         directory.mkdir(parents=True, exist_ok=True)
         for created in missing:
-            _sync_directory(created.parent)
+            sync_directory(created.parent)
     except OSError as error:
         raise StoreError(
             f"The data directory {directory} cannot be made: {error.strerror}. Choose another one, or fix its rights."
         ) from error
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """A new name is on disk only when its directory is."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(paths: Iterable[Path]) -> Iterator[None]:
+    """Keep engines away from these files for the length of the block. Raises `StoreInUse` if one has a file."""
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            stack.callback(os.close, _take_lock(path))
+        yield
 
 
 def _take_lock(path: Path) -> int:

@@ -1,0 +1,211 @@
+"""Backups: of one moment, whole or not at all, put back with nothing deleted; and exports."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+import trio
+
+from iii_trio.protocol.errors import StoreError
+from iii_trio.stores import (
+    Fsync,
+    NewJob,
+    SqliteStore,
+    StoreInUse,
+    WaitingJobLog,
+    WaitingKeyValue,
+    check_backup,
+    export_jobs,
+    export_values,
+    open_sqlite,
+    read_manifest,
+    restore_backup,
+    write_backup,
+)
+
+MADE = {"made_at": "2026-01-01T00:00:00Z", "release": "1.2.3"}
+
+
+def job(name: str) -> NewJob:
+    return NewJob(name, "q", "default", "f", json.dumps({"name": name}).encode(), 3, 1000, 1, 1)
+
+
+async def fill(store: SqliteStore, *names: str) -> None:
+    kv, log = WaitingKeyValue(store.key_value("state")), WaitingJobLog(store.job_log())
+    for name in names:
+        await kv.set("s", name, json.dumps(name).encode())
+    await log.append([job(name) for name in names])
+
+
+async def content(path: Path) -> tuple[list[str], list[str]]:
+    async with open_sqlite(path) as store:
+        kv, log = WaitingKeyValue(store.key_value("state")), WaitingJobLog(store.job_log())
+        return [key for key, _ in await kv.items("s")], [found.id for found in await log.load()]
+
+
+def files(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_a_snapshot_is_the_moment_it_was_taken(tmp_path: Path, inline: bool) -> None:
+    path = tmp_path / "store.db"
+    async with open_sqlite(path, inline=inline, fsync=Fsync.NEVER) as store:
+        await fill(store, "before")
+        snapshot = store.snapshot()
+        await fill(store, "after")
+        manifest = write_backup(tmp_path / "b", {"state": snapshot, "queue": snapshot}, folders={}, **MADE)
+        snapshot.close()
+    assert [file.names for file in manifest.files] == [("state", "queue")]
+    assert check_backup(tmp_path / "b") == read_manifest(tmp_path / "b") == manifest
+    assert await content(path) == (["before", "after"], ["before", "after"])
+    restore_backup(tmp_path / "b", {"state": path, "queue": path}, folders={}, aside="replaced")
+    assert await content(path) == (["before"], ["before"])
+    assert await content(tmp_path / "replaced" / "store.db") == (["before", "after"], ["before", "after"])
+
+
+async def test_several_files_are_of_one_moment_under_load(tmp_path: Path) -> None:
+    """A row in the second file is written only after its cause in the first one has been answered."""
+    first_path, second_path = tmp_path / "first.db", tmp_path / "second.db"
+    async with open_sqlite(first_path) as first, open_sqlite(second_path) as second, trio.open_nursery() as nursery:
+        causes, effects = WaitingKeyValue(first.key_value("state")), WaitingKeyValue(second.key_value("state"))
+
+        async def write(name: str) -> None:
+            number = 0
+            while True:
+                await causes.set("s", f"{name}{number}", b"1")
+                await effects.set("s", f"{name}{number}", b"1")
+                number += 1
+
+        for name in "abcdefgh":
+            nursery.start_soon(write, name)
+        for number in range(20):
+            while not await effects.items("s"):
+                pass
+            snapshots = {"first": first.snapshot(), "second": second.snapshot()}
+            directory = tmp_path / f"backup{number}"
+            await trio.to_thread.run_sync(lambda d=directory, s=snapshots: write_backup(d, s, folders={}, **MADE))
+            for snapshot in snapshots.values():
+                snapshot.close()
+            found = {row["key"] for row in export_values(directory / "first.sqlite3", "state")}
+            assert {row["key"] for row in export_values(directory / "second.sqlite3", "state")} <= found
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with open_sqlite(tmp_path / "store.db", inline=True) as store:
+        await fill(store, "a")
+        snapshot = store.snapshot()
+
+        def stop() -> None:
+            raise InterruptedError(4, "stopped")
+
+        with pytest.raises(StoreError, match="No backup was made"):
+            write_backup(tmp_path / "b", {"state": snapshot}, folders={}, keep_on=stop, **MADE)
+        assert files(tmp_path) <= {"store.db", "store.db.lock", "store.db-wal", "store.db-shm"}
+        write_backup(tmp_path / "b", {"state": snapshot}, folders={}, **MADE)
+        with pytest.raises(StoreError, match="is there already"):
+            write_backup(tmp_path / "b", {"state": snapshot}, folders={}, **MADE)
+        snapshot.close()
+
+
+async def test_folders_go_along_and_come_back(tmp_path: Path) -> None:
+    entries = tmp_path / "entries"
+    entries.mkdir()
+    (entries / "mail.yaml").write_text("a: 1\n")
+    write_backup(tmp_path / "b", {}, folders={"configuration": entries, "absent": tmp_path / "none"}, **MADE)
+    (entries / "mail.yaml").write_text("a: 2\n")
+    (entries / "new.yaml").write_text("b: 1\n")
+    restore_backup(tmp_path / "b", {}, folders={"configuration": entries}, aside="replaced")
+    assert {path.name: path.read_text() for path in entries.iterdir()} == {"mail.yaml": "a: 1\n"}
+    assert (tmp_path / "replaced" / "entries" / "mail.yaml").read_text() == "a: 2\n"
+
+
+async def backed_up(tmp_path: Path) -> Path:
+    async with open_sqlite(tmp_path / "store.db", inline=True) as store:
+        await fill(store, "a")
+        snapshot = store.snapshot()
+        write_backup(tmp_path / "b", {"state": snapshot}, folders={}, **MADE)
+        snapshot.close()
+    return tmp_path / "b"
+
+
+async def test_a_backup_that_has_changed_is_not_restored(tmp_path: Path) -> None:
+    backup, target = await backed_up(tmp_path), tmp_path / "target.db"
+    file = backup / "state.sqlite3"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StoreError, match="has changed since the backup was made"):
+        restore_backup(backup, {"state": target}, folders={}, aside="x")
+    file.unlink()
+    with pytest.raises(StoreError, match="cannot be read"):
+        restore_backup(backup, {"state": target}, folders={}, aside="x")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "damaged"), ("[]", "damaged"), ('{"format": 99, "release": "9"}', "newer release"), (None, "is no backup")],
+)
+async def test_what_is_no_backup_is_named_as_such(tmp_path: Path, text: str | None, message: str) -> None:
+    backup = await backed_up(tmp_path)
+    (backup / "manifest.json").unlink()
+    if text is not None:
+        (backup / "manifest.json").write_text(text)
+    with pytest.raises(StoreError, match=message):
+        restore_backup(backup, {"state": tmp_path / "target.db"}, folders={}, aside="x")
+
+
+async def test_a_running_engine_is_not_restored_under(tmp_path: Path) -> None:
+    backup = await backed_up(tmp_path)
+    path = tmp_path / "store.db"
+    async with open_sqlite(path, inline=True) as store:
+        with pytest.raises(StoreInUse, match="in use by another engine"):
+            restore_backup(backup, {"state": path}, folders={}, aside="x")
+        await fill(store, "b")
+    assert (await content(path))[0] == ["a", "b"]
+
+
+async def test_a_store_that_the_configuration_does_not_have_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds the stores state"):
+        restore_backup(await backed_up(tmp_path), {"queue": tmp_path / "q.db"}, folders={}, aside="x")
+
+
+async def test_export_reads_a_file_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    async with open_sqlite(path) as store:
+        kv, log = WaitingKeyValue(store.key_value("state")), WaitingJobLog(store.job_log())
+        await kv.set("s", "k", b'{"a": 1}')
+        await kv.set("s", "bytes", b"\xff")
+        await WaitingKeyValue(store.key_value("other")).set("s", "k", b"1")
+        jobs = await log.append([job("live"), job("dead")])
+        await log.dead_letter(jobs[1].seq, 3, '{"message": "boom"}', 5)
+        assert list(export_values(path, "state")) == [
+            {"scope": "s", "key": "k", "value": {"a": 1}},
+            {"scope": "s", "key": "bytes", "value": {"hex": "ff"}},
+        ]
+        waiting, dead = export_jobs(path)
+        assert (waiting["status"], waiting["id"], waiting["payload"]) == ("waiting", "live", {"name": "live"})
+        assert "error" not in waiting
+        assert (dead["status"], dead["id"], dead["error"], dead["failed_at_ms"]) == (
+            "dead",
+            "dead",
+            {"message": "boom"},
+            5,
+        )
+
+
+def test_export_of_what_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="There is no store"):
+        list(export_values(tmp_path / "none.db", "state"))
+    foreign = tmp_path / "foreign.db"
+    connection = sqlite3.connect(foreign)
+    connection.execute("CREATE TABLE kv (a)")
+    connection.close()
+    with pytest.raises(StoreError, match="another program"):
+        list(export_jobs(foreign))
+    (tmp_path / "text.db").write_text("no database at all, but long enough to be taken for one " * 20)
+    with pytest.raises(StoreError, match="could not be read"):
+        list(export_jobs(tmp_path / "text.db"))
