@@ -115,7 +115,7 @@ async def test_the_default_set_runs_and_ends(tmp_path: Path) -> None:
             }
             health = await client.call("engine::health::check")
         assert health["status"] == "healthy"
-        names = {"state", "queue", "pubsub", "introspection", "http"}
+        names = {"state", "queue", "pubsub", "introspection", "backups", "http"}
         assert health["components"]["modules"]["details"] == dict.fromkeys(names, "running")
         picture = running.statistics()
         assert {module.name for module in picture.modules} == names

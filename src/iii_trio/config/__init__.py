@@ -3,6 +3,7 @@
 from iii_trio.config.blocks import (
     LOOPBACK,
     SETTINGS,
+    AdminSettings,
     CorsSettings,
     CronAdapter,
     CronLockSettings,
@@ -47,6 +48,7 @@ __all__ = [
     "LOOPBACK",
     "SETTINGS",
     "WORKERS",
+    "AdminSettings",
     "ConfigError",
     "CorsSettings",
     "CronAdapter",

@@ -388,6 +388,14 @@ class CronSettings:
     )
 
 
+@frozen(kw_only=True)
+class AdminSettings:
+    """The port for whoever operates the engine: liveness, readiness, counters."""
+
+    port: int = _port(9464)
+    host: str = _host()
+
+
 SETTINGS: Final[Mapping[str, type[Any]]] = MappingProxyType(
     {
         "worker-manager": WorkerManagerSettings,
@@ -397,6 +405,7 @@ SETTINGS: Final[Mapping[str, type[Any]]] = MappingProxyType(
         "queue": QueueModuleSettings,
         "pubsub": PubSubSettings,
         "cron": CronSettings,
+        "admin": AdminSettings,
     }
 )
 """Canonical worker name → its settings class."""

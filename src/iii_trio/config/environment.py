@@ -17,7 +17,7 @@ from attrs import frozen
 from iii_trio.config.problems import ConfigError, Position, Problem
 
 # A line break ends a placeholder: a forgotten `}` in a comment must not swallow the lines after it.
-_PLACEHOLDER = re.compile(r"\$\{([^}:\r\n]+)(?::([^}\r\n]*))?\}")
+PLACEHOLDER = re.compile(r"\$\{([^}:\r\n]+)(?::([^}\r\n]*))?\}")
 
 _FIRST = 0x100000  # plane 16, private use: the first character of a mask says which placeholder it is
 _PAD = "\U0010fffd"
@@ -73,7 +73,7 @@ def mask(text: str, source: str) -> Masked:
         placeholders.append(Placeholder(match[1], match[2]))
         return chr(_FIRST + len(placeholders) - 1) + _PAD * (len(match[0]) - 1)
 
-    masked = _PLACEHOLDER.sub(hide, text)
+    masked = PLACEHOLDER.sub(hide, text)
     return Masked(masked, tuple(placeholders))
 
 

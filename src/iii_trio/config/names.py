@@ -50,6 +50,7 @@ WORKERS: Final[tuple[WorkerName, ...]] = (
         "modules::http_functions::HttpFunctionsModule",
         default_set=False,
     ),
+    WorkerName("admin", "admin", default_set=False),
     WorkerName("exec", "iii-exec", "modules::shell::ExecModule", default_set=False),
     WorkerName("bridge", "iii-bridge", "modules::bridge_client::BridgeClientModule", default_set=False),
 )

@@ -28,8 +28,10 @@ from ..modules.introspection import IntrospectionModule
 from ..modules.pubsub import PubSubModule
 from ..modules.queue import QueueModule
 from ..modules.state import StateModule
-from ..stores import Store, StoreStatistics, open_memory, open_sqlite
+from ..stores import SqliteStore, Store, StoreStatistics, open_memory, open_sqlite
 from .access import WorkerPort
+from .admin import AdminModule
+from .backups import FOLDER, BackupModule
 from .children import Children, resolve_scripts
 from .plan import Overrides, Plan, make_plan
 from .signals import StopSignals
@@ -128,6 +130,7 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
         if plan.pubsub is not None:
             makers["pubsub"] = partial(PubSubModule, Live(plan.pubsub))
         makers["introspection"] = IntrospectionModule
+        makers["backups"] = partial(BackupModule, plan.data_dir / FOLDER, stores.kept, {})
         http = None if plan.http is None else HttpModule(Live(plan.http), grace_s=ending_s)
         if http is not None:
             makers["http"] = partial(_again, http)
@@ -144,6 +147,10 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
         listeners = tuple([await _listen(core, nursery, port) for port in ports])
         core.serving()
         running = Running(core, ending_s, tuple(stores.opened.values()), modules, listeners, http)
+        if plan.admin is not None:
+            make_admin = partial(AdminModule, Live(plan.admin), running.statistics)
+            modules["admin"] = Supervised(core, "admin", make_admin)
+            await nursery.start(modules["admin"].run, name="supervisor of admin")
         try:
             yield running
         finally:
@@ -153,31 +160,32 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
 
 @define(eq=False)
 class _Stores:
-    """The stores of this process, each opened once; `stack` closes them."""
+    """The stores of this process, each opened once; `stack` closes them. `kept`: those on disk, by name."""
 
     stack: AsyncExitStack
     opened: dict[Path | str, Store] = field(factory=dict)
+    kept: dict[str, SqliteStore] = field(factory=dict)
 
-    async def open(self, name: str, directory: Path | None) -> Store:
-        """The store in a directory, or one in memory for `name` alone."""
-        key = name if directory is None else _file_in(directory)
+    async def open(self, name: str, file: Path | None) -> Store:
+        """The store in a file, or one in memory for `name` alone."""
+        key = name if file is None else file
         if key not in self.opened:
             opening = open_sqlite(key) if isinstance(key, Path) else open_memory()
             self.opened[key] = await self.stack.enter_async_context(opening)
-        return self.opened[key]
-
-
-def _file_in(directory: Path) -> Path:
-    return directory.absolute() / "store.sqlite3"
+        store = self.opened[key]
+        if isinstance(store, SqliteStore):
+            self.kept[name] = store
+        return store
 
 
 async def _modules_with_stores(plan: Plan, stores: _Stores) -> dict[str, Callable[[], Module]]:
     makers: dict[str, Callable[[], Module]] = {}
+    files = plan.store_files()
     if plan.state is not None:
-        store = await stores.open("state", plan.state.adapter.directory(plan.data_dir / "state"))
+        store = await stores.open("state", files.get("state"))
         makers["state"] = partial(StateModule, Live(plan.state), store.key_value("state"))
     if plan.queue is not None:
-        store = await stores.open("queue", plan.queue.adapter.directory(plan.data_dir / "queue"))
+        store = await stores.open("queue", files.get("queue"))
         makers["queue"] = partial(QueueModule, Live(plan.queue), store.job_log())
     return makers
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from attrs import define, evolve, field, frozen
 
 from ..config import (
+    AdminSettings,
     ConfigError,
     EngineConfig,
     Entry,
@@ -47,7 +48,22 @@ class Plan:
     state: StateSettings | None = None
     queue: QueueModuleSettings | None = None
     pubsub: PubSubSettings | None = None
+    admin: AdminSettings | None = None
     notes: list[str] = field(factory=list)
+
+    def store_files(self) -> dict[str, Path]:
+        """The file of each worker's store by the worker's name; workers that keep their data in memory have none."""
+        directories = {
+            name: settings.adapter.directory(self.data_dir / name)
+            for name, settings in (("state", self.state), ("queue", self.queue))
+            if settings is not None
+        }
+        return {name: file_in(directory) for name, directory in directories.items() if directory is not None}
+
+
+def file_in(directory: Path) -> Path:
+    """The store's file in its directory."""
+    return directory.absolute() / "store.sqlite3"
 
 
 def make_plan(config: EngineConfig, overrides: Overrides) -> Plan:
@@ -71,6 +87,8 @@ def make_plan(config: EngineConfig, overrides: Overrides) -> Plan:
             plan.queue = _read(plan, config, entry, QueueModuleSettings)
         elif entry.name == "pubsub":
             plan.pubsub = _read(plan, config, entry, PubSubSettings)
+        elif entry.name == "admin":
+            plan.admin = _read(plan, config, entry, AdminSettings)
         elif entry.name in NOT_HERE and entry.listed_as is not None:
             where = f"{config.source}:{entry.line}: " if config.source is not None else ""
             plan.notes.append(f"{where}'{entry.listed_as}' is not part of this release and does not run")

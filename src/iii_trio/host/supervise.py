@@ -54,13 +54,13 @@ class SupervisedStatistics:
 
 @define(eq=False)
 class Supervised:
-    """One module and its supervisor. `make` gives a fresh module for each start."""
+    """One module and its supervisor. `make` gives a fresh module for each start; `module` is the latest."""
 
     core: Engine
     name: str
     make: Callable[[], Module]
     _restarts: int = field(default=0, init=False)
-    _module: Module | None = field(default=None, init=False)
+    module: Module | None = field(default=None, init=False)
     _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
 
     async def run(self, *, task_status: trio.TaskStatus["Supervised"] = trio.TASK_STATUS_IGNORED) -> None:
@@ -78,8 +78,8 @@ class Supervised:
                     state, failure = "restarting", None
                     try:
                         async with trio.open_nursery() as nursery:
-                            self._module = self.make()
-                            await nursery.start(self._module.run, self.core, name=f"{self.name} module")
+                            self.module = self.make()
+                            await nursery.start(self.module.run, self.core, name=f"{self.name} module")
                             modules[self.name] = "running"
                             if first:
                                 first = False
@@ -108,7 +108,7 @@ class Supervised:
             self.name,
             self.core.modules.get(self.name, "starting"),
             self._restarts,
-            None if self._module is None else self._module.statistics(),
+            None if self.module is None else self.module.statistics(),
         )
 
 
