@@ -61,11 +61,15 @@ async def test_a_backup_made_under_load_restores_to_a_consistent_system(tmp_path
                 await client.call("state::set", {"scope": "orders", "key": key, "value": number})
                 await client.enqueue("default", "orders::nobody", {"key": key})
                 number += 1
+                if number == 10:
+                    under_way.set()
 
+        under_way = trio.Event()
         async with trio.open_nursery() as nursery:
             for name in "abcd":
                 nursery.start_soon(write, name)
             await client.call("state::set", {"scope": "before", "key": "k", "value": 1})
+            await under_way.wait()
             made = await client.call("engine::backup", {"name": "nightly"})
             await client.call("state::set", {"scope": "after", "key": "k", "value": 1})
             nursery.cancel_scope.cancel()

@@ -150,7 +150,12 @@ def test_the_spec_table_of_names() -> None:
     assert table["modules::shell::ExecModule"] == "exec"
     assert table["modules::bridge_client::BridgeClientModule"] == "bridge"
     assert [worker.canonical for worker in WORKERS if worker.always_on] == ALWAYS_ON
-    assert {worker.canonical for worker in WORKERS if not worker.default_set} == {"http-functions", "exec", "bridge"}
+    assert {worker.canonical for worker in WORKERS if not worker.default_set} == {
+        "http-functions",
+        "exec",
+        "bridge",
+        "admin",
+    }
 
 
 def test_modules_come_after_workers_and_old_shapes_are_noted() -> None:
