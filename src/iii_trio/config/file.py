@@ -56,6 +56,8 @@ class EngineConfig:
     """How long running work may take to end after a stop signal, in ms."""
     default_invocation_timeout_ms: int
     """Deadline of a call that names none, in ms; 0 = none."""
+    slow_call_ms: int
+    """Calls that take this long are named in the log, in ms; 0 = none."""
     data_dir: Path
     """Where stores live that name no directory of their own."""
     entries: tuple[Entry, ...]
@@ -83,6 +85,9 @@ class EngineSettings:
     )
     default_invocation_timeout_ms: int = setting(
         3_600_000, tier="restart", unit="ms", ge=0, doc="Deadline of a call that names none; 0 means none."
+    )
+    slow_call_ms: int = setting(
+        0, tier="restart", unit="ms", ge=0, doc="Calls that take this long are named in the log; 0 means none."
     )
     data_dir: str = setting("./data", tier="restart", nonempty=True, doc="Directory of the stores.")
     workers: Any = setting((), tier="restart", doc="The workers to run, in order.")
@@ -284,6 +289,7 @@ def _engine_config(
         grace_ms=grace_ms,
         shutdown_grace_ms=settings.shutdown_grace_ms,
         default_invocation_timeout_ms=settings.default_invocation_timeout_ms,
+        slow_call_ms=settings.slow_call_ms,
         data_dir=Path(settings.data_dir),
         entries=tuple(entries),
         token=environ.get(TOKEN_VARIABLE, "").strip() or None,

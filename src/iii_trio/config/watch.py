@@ -15,21 +15,20 @@ log = logging.getLogger(__name__)
 
 QUIET_S: Final = 0.25
 """How long nothing may change until a change counts as complete: an editor replaces a file in several steps."""
+LONGEST_BURST_S: Final = 5.0
+"""Changes that never cease are looked at this often nevertheless."""
+_CATCH_UP_MS: Final = 1_000
 
 
 async def watch_directory(
-    directory: Path,
-    wanted: Callable[[str], bool],
-    on_change: Callable[[], Awaitable[None]],
-    *,
-    quiet_s: float = QUIET_S,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    directory: Path, wanted: Callable[[str], bool], on_change: Callable[[], Awaitable[None]], *, quiet_s: float = QUIET_S
 ) -> None:
     """Await `on_change()` after every burst of changes to files of `directory` whose names are `wanted`, until cancelled.
 
     Names that begin with two dots count always: they are the links by which mounted directories are replaced as a
-    whole. A burst ends when nothing has changed for `quiet_s` seconds. A directory that cannot be watched is said once
-    in the log, and this returns.
+    whole. A burst ends when nothing has changed for `quiet_s` seconds. `on_change` is also awaited once soon after the
+    start, for what changed before the watch stood. A directory that cannot be watched is said once in the log, and this
+    returns.
     """
     ended = threading.Event()
     token = trio.lowlevel.current_trio_token()
@@ -43,41 +42,38 @@ async def watch_directory(
         return name.startswith("..") or wanted(name)
 
     def watch() -> None:
-        for _ in watchfiles.watch(
+        standing = False
+        for changes in watchfiles.watch(
             directory,
             watch_filter=filtered,
-            step=50,
             debounce=200,
-            rust_timeout=500,
-            yield_on_timeout=True,
             stop_event=ended,
+            rust_timeout=_CATCH_UP_MS,
+            yield_on_timeout=True,
             raise_interrupt=False,
             recursive=False,
         ):
-            if _:
+            if changes or not standing:
+                standing = True
                 token.run_sync_soon(hear)
-            elif not started.is_set():
-                started.set()
-
-    started = threading.Event()
 
     async def in_thread() -> None:
         try:
             await trio.to_thread.run_sync(watch, limiter=trio.CapacityLimiter(1))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:  # gone, not readable, or too many watches for the system's limits
             log.warning("cannot watch %s, so changes in it are noticed at the next start only: %s", directory, error)
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(in_thread, name=f"watch {directory}")
-        task_status.started()
         try:
             while True:
                 await changed.wait()
-                while changed.is_set():
-                    changed = trio.Event()
-                    with trio.move_on_after(quiet_s):
-                        await changed.wait()
+                with trio.move_on_after(LONGEST_BURST_S):
+                    while changed.is_set():
+                        changed = trio.Event()
+                        with trio.move_on_after(quiet_s):
+                            await changed.wait()
                 await on_change()
         finally:
             ended.set()

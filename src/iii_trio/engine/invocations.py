@@ -12,6 +12,8 @@ asked for by the caller: `settle` holds the outcome back until the executor's si
 redelivers while the first delivery still runs (design.md §6).
 """
 
+import logging
+import math
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -32,6 +34,8 @@ from .peer import DEFAULT_NAMESPACE, Caller, Peer
 
 if TYPE_CHECKING:
     from .access import Access
+
+log = logging.getLogger(__name__)
 
 CANCEL_GRACE_S: Final = 5.0
 MAX_NESTED: Final = 16
@@ -108,13 +112,17 @@ class InvocationStatistics:
 
 @define(eq=False, repr=False)
 class Invocations:
-    """Routing. Everything here is synchronous: what raises is a bug, what fails is an outcome."""
+    """Routing. Everything here is synchronous: what raises is a bug, what fails is an outcome.
+
+    Calls that run for `slow_s` seconds or longer are named in the log when they end.
+    """
 
     functions: Functions
     deadlines: Deadlines
     counters: Counters
     access: "Access"
     default_timeout_s: float = INVOCATION_S
+    slow_s: float = math.inf
     _default_bucket: Bucket | None = field(default=None, init=False)
     _default_deadline: float = field(default=0.0, init=False)
     _now: float = field(default=0.0, init=False)
@@ -276,10 +284,13 @@ class Invocations:
     def _count(self, call: Call, *, failed: bool) -> None:
         """Once for every call, when it stops running."""
         entry = call.function
+        took = self._now - call.started_at
         entry.count += 1
-        entry.seconds += self._now - call.started_at
+        entry.seconds += took
         if failed:
             entry.errors += 1
+        if took >= self.slow_s:
+            _log_slow(call, took, failed=failed)
 
     def _hand_over(self, call: Call, outcome: Outcome) -> None:
         caller = call.caller
@@ -350,6 +361,19 @@ class Invocations:
         """A frozen picture of the counters."""
         c = self.counters
         return InvocationStatistics(c.calls, c.late_results, c.timeouts, c.cancelled)
+
+
+def _log_slow(call: Call, took: float, *, failed: bool) -> None:
+    log.warning(
+        "slow call: %s in namespace %s %s after %.3f s (call %s, executed by %s, called by %s)",
+        call.function.id,
+        call.function.namespace,
+        "failed" if failed else "ended",
+        took,
+        call.wire_id,
+        call.executor.id,
+        call.origin.id,
+    )
 
 
 __all__ = ["NOTHING", "Call", "InvocationStatistics", "Invocations", "Outcome", "State"]

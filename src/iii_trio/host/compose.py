@@ -137,6 +137,8 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
         core = await stack.enter_async_context(
             open_engine(grace_s=config.grace_ms / 1000, default_timeout_s=config.default_invocation_timeout_ms / 1000)
         )
+        if config.slow_call_ms:
+            core.invocations.slow_s = config.slow_call_ms / 1000
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         modules = {name: Supervised(core, name, make) for name, make in makers.items()}

@@ -457,3 +457,15 @@ def test_a_built_in_refuses_and_crashes_for_one_call_alone(caplog: pytest.LogCap
     incident = error["message"].partition("incident ")[2].rstrip(")")
     assert incident in caplog.text
     assert "a bug" not in error["message"]
+
+
+def test_calls_that_take_long_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    core, executor, caller = pair()
+    core.engine.invocations.slow_s = 2.0
+    for seconds, error in ((1.9, None), (2.0, None), (3.0, {"code": "x", "message": "y"})):
+        call = caller.call("a::f")
+        core.advance(seconds, step=seconds)
+        executor.answer(call, **({"result": 1} if error is None else {"error": error}))
+    slow = [record.getMessage() for record in caplog.records if "slow call" in record.getMessage()]
+    assert ["a::f in namespace default ended after 2.000 s" in slow[0], "failed after 3.000 s" in slow[1]] == [True] * 2
+    assert len(slow) == 2
