@@ -1,6 +1,7 @@
 """A worker as a program: signals, graceful drain, exit (spec/sdk.md §12.2, Shutdown)."""
 
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -10,6 +11,7 @@ import trio
 
 from .client import Client
 
+LEVELS_VARIABLE: Final = "III_LOG_LEVELS"
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 log = logging.getLogger("iii_trio.sdk")
@@ -17,7 +19,9 @@ log = logging.getLogger("iii_trio.sdk")
 
 def serve(connect: Callable[[], AbstractAsyncContextManager[Client]], drain_timeout: float) -> None:
     """Run Trio and hold `connect()` open until the first of `STOP_SIGNALS`, then drain; the second cancels."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # under `iii-trio serve` the engine's log has the time and takes the level from the line
+    time = "" if os.environ.get(LEVELS_VARIABLE) else "%(asctime)s "
+    logging.basicConfig(level=logging.INFO, format=f"{time}%(levelname)s %(name)s: %(message)s")
     trio.run(_serve, connect, drain_timeout)
 
 

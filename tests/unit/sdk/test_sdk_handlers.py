@@ -132,6 +132,7 @@ async def test_what_a_handler_raises_is_answered_and_logged(
             assert answer["error"]["message"] == "no such order"
             assert "LookupError: no such order" in answer["error"]["stacktrace"]
             assert 'raise LookupError("no such order")' in answer["error"]["stacktrace"]
+            assert "sdk/handlers.py" not in answer["error"]["stacktrace"]
         answer = await peer.ask("typed")
         assert (answer["error"]["code"], answer["error"]["message"]) == ("insufficient_funds", "too poor")
         answer = await peer.ask("unspeakable")
