@@ -315,11 +315,12 @@ class Lab:
         return json.loads(done.stdout)
 
     async def aclose(self) -> None:
-        """End everything; an engine that has logged an error fails the test."""
+        """End everything, also when cancelled; an engine that has logged an error fails the test."""
         for peer in self.peers:
-            with trio.move_on_after(1):
+            with trio.move_on_after(1, shield=True):
                 await peer.socket.aclose()
-            await trio.aclose_forcefully(peer.stream)
+            with trio.CancelScope(shield=True):  # closes at once
+                await trio.aclose_forcefully(peer.stream)
         for process in reversed(self.processes):
             await process.aclose()
         for process in self.processes:

@@ -1,0 +1,111 @@
+"""`iii-trio backup`, `restore` and `export`: copies of what an engine keeps, put back, and read as JSON lines."""
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+
+from ..config import ConfigError, default_config, load_config
+from ..host.backups import BACKUP
+from ..host.plan import Overrides, Plan, make_plan
+from ..protocol.errors import StoreError
+from ..stores import export_jobs, export_values, read_manifest, restore_backup
+from .ask import Target, asks_engine, told_by
+from .failure import fail
+from .output import json_option, plural, show, show_json
+
+DEFAULT_FILE: Final = Path("config.yaml")
+SPACE: Final = "state"
+
+_config_option: Final = click.option(
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    help="The configuration file (default: config.yaml, if any).",
+)
+_data_dir_option: Final = click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Directory of the stores (default ./data)."
+)
+
+
+@click.command(short_help="Copy everything that is kept, while the engine runs.")
+@click.argument("name", required=False)
+@json_option
+@asks_engine
+def backup(name: str | None, as_json: bool, target: Target) -> None:
+    """Have a running engine copy all its stores, as of one moment, into a new directory on its machine.
+
+    The directory is called NAME, or after the time, and lies in `backups` below the data directory. The engine goes on
+    serving meanwhile. `iii-trio restore` puts a backup back.
+    """
+    made = told_by(target, lambda call: call(BACKUP, {} if name is None else {"name": name}))
+    if as_json:
+        show_json(made)
+    else:
+        show(f"{made['directory']}: {plural(made['bytes'], 'byte')} in {plural(len(made['files']), 'file')}")
+
+
+@click.command(short_help="Put a backup back; the engine must not run.")
+@click.argument("directory", type=click.Path(path_type=Path))
+@_config_option
+@_data_dir_option
+def restore(directory: Path, path: Path | None, data_dir: Path | None) -> None:
+    """Put the backup in DIRECTORY in the place of the stores that the configuration names.
+
+    Every byte of the backup is checked first. What stood in its place is moved into a directory beside it, not
+    deleted. Messages that were waiting when the backup was made are delivered again once the engine runs.
+    """
+    files = _plan(path, data_dir).store_files()
+    aside = datetime.now(UTC).strftime("replaced-%Y-%m-%dT%H-%M-%SZ")
+    try:
+        manifest, moved = restore_backup(directory, files, folders={}, aside=aside)
+    except StoreError as error:
+        fail(str(error))
+    names = ", ".join(name for file in manifest.files for name in file.names)
+    show(f"{names} stand as of {manifest.made_at}.")
+    for place in moved:
+        show(f"What was there before is in {place}.")
+
+
+@click.command(short_help="Print what is kept as JSON lines.")
+@click.argument("what", type=click.Choice(["state", "queues"]))
+@click.option(
+    "--backup", "source", type=click.Path(path_type=Path), help="Read this backup, not the stores themselves."
+)
+@_config_option
+@_data_dir_option
+def export(what: str, source: Path | None, path: Path | None, data_dir: Path | None) -> None:
+    """Print every state value, or every waiting message and dead letter, one JSON object a line.
+
+    Reads the files themselves, all of one moment, whether an engine runs or not.
+    """
+    store = "state" if what == "state" else "queue"
+    try:
+        file = _plan(path, data_dir).store_files().get(store) if source is None else _backup_file(source, store)
+        if file is None:
+            fail(f"The configuration keeps {what} in memory, so there is no file to read.")
+        for row in export_values(file, SPACE) if what == "state" else export_jobs(file):
+            click.echo(json.dumps(row, ensure_ascii=True, separators=(",", ":")))
+    except StoreError as error:
+        fail(str(error))
+
+
+def _backup_file(directory: Path, store: str) -> Path:
+    for file in read_manifest(directory).files:
+        if store in file.names:
+            return directory / file.file
+    raise StoreError(f"The backup {directory} does not hold the store '{store}'.")
+
+
+def _plan(path: Path | None, data_dir: Path | None) -> Plan:
+    if path is None and DEFAULT_FILE.exists():
+        path = DEFAULT_FILE
+    try:
+        config = default_config(os.environ) if path is None else load_config(path, os.environ)
+        return make_plan(config, Overrides(data_dir=data_dir))
+    except ConfigError as error:
+        fail(str(error))
