@@ -32,7 +32,7 @@ from iii_trio.transport import Connection
 
 COUNTERS: Final[Mapping[type, frozenset[str]]] = {
     DeadlineStatistics: frozenset({"fired", "buckets"}),  # empty buckets wait for their time
-    FiringStatistics: frozenset({"handled", "skipped", "failed", "dropped"}),
+    FiringStatistics: frozenset({"handled", "skipped", "failed", "dropped", "unbound"}),
     InvocationStatistics: frozenset({"calls", "late_results", "timeouts", "cancelled"}),
     EngineStatistics: frozenset({"bad_frames"}),
     ListenerStatistics: frozenset({"telemetry_frames"}),

@@ -286,6 +286,7 @@ async def test_json_logs_are_json_lines_and_nothing_else(tmp_path: Path) -> None
     assert started[0].startswith("iii-trio ")
     assert [message for message in started if message.startswith("worker ")] == [
         "worker iii-worker-manager: port from the command line; the rest defaults",
+        "worker configuration: defaults",
         "worker iii-http: port from the command line; the rest defaults",
         "worker iii-state: defaults",
         "worker iii-queue: defaults",

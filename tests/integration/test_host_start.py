@@ -115,7 +115,7 @@ async def test_the_default_set_runs_and_ends(tmp_path: Path) -> None:
             }
             health = await client.call("engine::health::check")
         assert health["status"] == "healthy"
-        names = {"state", "queue", "pubsub", "introspection", "backups", "http"}
+        names = {"state", "queue", "pubsub", "introspection", "backups", "http", "configuration", "settings"}
         assert health["components"]["modules"]["details"] == dict.fromkeys(names, "running")
         picture = running.statistics()
         assert {module.name for module in picture.modules} == names
@@ -363,20 +363,20 @@ workers:
     assert (plan.http.host, plan.http.port) == ("::1", 0)
 
 
-def test_the_log_tells_where_settings_come_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_where_settings_come_from_is_told(tmp_path: Path) -> None:
     text = """
 workers:
   - name: iii-http
     config: {port: 3, host: "::1", defaultTimeout: 7}
   - name: state
 """
-    planned(tmp_path, text, http_port=0)
-    http, state, manager = [record.getMessage() for record in caplog.records]
+    blocks = planned(tmp_path, text, http_port=0).blocks
     sources = f"default_timeout, host from {tmp_path}/config.yaml; port from the command line; the rest defaults"
-    assert http == f"worker iii-http: {sources}"
-    assert state == "worker state: defaults"
-    assert manager == "worker iii-worker-manager: defaults"
+    assert blocks["http"].sources() == sources
+    stored = blocks["http"].sources(("host", "cors", "port"), "iii-http.yaml")
+    here = f"default_timeout from {tmp_path}/config.yaml; cors, host from iii-http.yaml; port from the command line"
+    assert stored == f"{here}; the rest defaults"
+    assert {blocks[name].sources() for name in ("state", "worker-manager", "configuration")} == {"defaults"}
 
 
 def test_what_is_not_part_of_this_release_is_named(tmp_path: Path) -> None:

@@ -1,56 +1,78 @@
-"""Commands that ask a running engine: `trigger` and `tree`."""
+"""Asking a running engine: which one is meant, a connection for one conversation, and what can go wrong with it."""
 
-import json
+import difflib
+import logging
+import math
 import os
-import sys
 import uuid
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable
+from functools import wraps
+from typing import Any, Final, Protocol, TypeVar
 
 import click
 import trio
+from attrs import frozen
 
-from ..protocol import codec
-from ..protocol.errors import ProtocolError, WireError
+from ..protocol.errors import FUNCTION_NOT_FOUND, WireError
 from ..sdk import InvocationError, InvocationTimeout, NotConnected, Reconnect, open_client
-from .describe import describe
 from .failure import fail
 
+T = TypeVar("T")
+
+DEFAULT_PORT: Final = 49134
 NO_ANSWER: Final = (
     "Timed out waiting for the engine (no response within the timeout). "
     "Is the engine running at the given address and port?"
 )
 TIMEOUT_MS: Final = 30_000
+NEAR_NAMES: Final = 3
+OWN_NAMES: Final = "iii-cli:"
+"""How the names of commands among the workers begin."""
+
+_PROVIDERS: Final[tuple[tuple[tuple[str, ...], str], ...]] = (
+    (("configuration::",), "The engine at {url} has no configuration worker: nothing there answers '{function_id}'."),
+    (
+        ("engine::queue::", "iii::queue::"),
+        (
+            "The engine at {url} has no queue worker: nothing there answers '{function_id}'. "
+            "`iii-trio worker add queue` lists one in config.yaml."
+        ),
+    ),
+    (("engine::",), "The engine at {url} does not know '{function_id}'; is it an older one?"),
+)
+"""Who should have answered, by the beginning of the function's id."""
+
+logging.getLogger("iii_trio.sdk").addHandler(logging.NullHandler())  # a command says itself, once, what went wrong
 
 
 class Unanswered(Exception):
-    """A call has no result; `str()` is what to tell the user."""
+    """A question has no answer; `str()` is what to tell the user."""
 
 
 class Unreachable(Unanswered):
-    """Nothing that could answer is there."""
+    """Nothing that could answer is there, or it does not let us in."""
 
 
-def payload_of(pairs: tuple[str, ...], text: str | None) -> Any:
-    """The payload of `trigger` (spec/pubsub-cron-config-cli.md §8.1): pairs over JSON. Raises `click.UsageError`."""
-    value: Any = {}
-    if text is not None:
-        try:
-            value = codec.decode_value(text.encode())
-        except ProtocolError:
-            raise click.UsageError(f"--json: invalid JSON `{text}`") from None
-        if pairs and not isinstance(value, dict):
-            raise click.UsageError("--json must be an object when combined with kv pairs")
-    for pair in pairs:
-        key, equals, word = pair.partition("=")
-        if not equals:
-            raise click.UsageError(f"expected key=value, got `{pair}`")
-        if not key:
-            raise click.UsageError(f"payload key must not be empty (got `{pair}`)")
-        try:
-            value[key] = codec.decode_value(word.encode())
-        except ProtocolError:
-            value[key] = word
-    return value
+class Refused(Unanswered):
+    """The function, or the engine in its place, answered with an error."""
+
+    def __init__(self, error: InvocationError, url: str) -> None:
+        self.error = error
+        super().__init__(_told(error, url))
+
+
+class Call(Protocol):
+    """Calls a function over the open connection. Raises `InvocationError`."""
+
+    def __call__(self, function_id: str, payload: Any = ..., *, namespace: str | None = ...) -> Awaitable[Any]: ...
+
+
+@frozen
+class Target:
+    """Which engine is asked, and how long, in s, connecting and each call may take."""
+
+    url: str
+    timeout_s: float
 
 
 def url_of(url: str | None, address: str | None, port: int | None) -> str:
@@ -58,127 +80,111 @@ def url_of(url: str | None, address: str | None, port: int | None) -> str:
     if url:
         return url
     if address is None and port is None:
-        return os.environ.get("III_URL", "").strip() or "ws://localhost:49134"
+        return os.environ.get("III_URL", "").strip() or f"ws://localhost:{DEFAULT_PORT}"
     host = address or "localhost"
-    return f"ws://[{host}]:{port or 49134}" if ":" in host else f"ws://{host}:{port or 49134}"
+    return f"ws://[{host}]:{port or DEFAULT_PORT}" if ":" in host else f"ws://{host}:{port or DEFAULT_PORT}"
 
 
-async def ask(url: str, function_id: str, payload: Any, timeout_s: float, namespace: str | None) -> Any:
-    """One call over a connection of its own: its result. Raises `Unanswered`; what is not there fails at once."""
-    name = f"iii-cli:trigger:{uuid.uuid4().hex[:8]}"  # parallel runs must not claim one name
+CONNECTION: Final = (
+    click.option("--url", metavar="URL", help="The engine, as ws://host:port or wss://…; also III_URL."),
+    click.option("--address", metavar="HOST", help="Its host (default localhost)."),
+    click.option("--port", type=click.IntRange(1, 65535), help=f"Its worker port (default {DEFAULT_PORT})."),
+    click.option(
+        "--timeout-ms",
+        type=click.IntRange(min=1),
+        default=TIMEOUT_MS,
+        show_default=True,
+        help="How long to wait for an answer.",
+    ),
+)
+
+
+def asks_engine(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which engine is meant; the command gets them as `target`."""
+
+    @wraps(command)
+    def with_target(
+        *arguments: Any, url: str | None, address: str | None, port: int | None, timeout_ms: int, **options: Any
+    ) -> Any:
+        return command(*arguments, target=Target(url_of(url, address, port), timeout_ms / 1000), **options)
+
+    for option in reversed(CONNECTION):
+        with_target = option(with_target)
+    return with_target
+
+
+async def converse(target: Target, talk: Callable[[Call], Awaitable[T]]) -> T:
+    """Connect, hold a conversation, disconnect: what `talk` returns. Raises `Unanswered`.
+
+    What is not there fails at once. Connecting and each call may take the target's time.
+    """
+    context = click.get_current_context(silent=True)
+    command = "call" if context is None else context.info_name
+    name = f"{OWN_NAMES}{command}:{uuid.uuid4().hex[:8]}"  # parallel runs must not claim one name
     try:
-        with trio.fail_after(timeout_s):
-            async with open_client(url, name=name, reconnect=Reconnect(max_retries=0)) as client:
-                return await client.call(function_id, payload, timeout=timeout_s, namespace=namespace)
+        with trio.fail_after(target.timeout_s) as connecting:
+            async with open_client(target.url, name=name, reconnect=Reconnect(max_retries=0)) as client:
+                connecting.deadline = math.inf
+
+                def call(function_id: str, payload: Any = None, *, namespace: str | None = None) -> Awaitable[Any]:
+                    question = {} if payload is None else payload
+                    return client.call(function_id, question, timeout=target.timeout_s, namespace=namespace)
+
+                return await talk(call)
     except NotConnected as error:
-        raise Unreachable(
-            f"No engine answers at {url}: {error.message}. Is it running there? "
-            "(`python -m iii_trio serve` starts one.)"
-        ) from None
+        raise Unreachable(_unreachable(error, target.url)) from None
     except (InvocationTimeout, trio.TooSlowError):
         raise Unreachable(NO_ANSWER) from None
     except InvocationError as error:
-        body = {"code": error.code, "message": error.message, "stacktrace": error.stacktrace}
-        raise Unanswered(json.dumps(body, indent=2, ensure_ascii=False)) from None
+        raise Refused(error, target.url) from None
     except WireError as error:
         raise Unanswered(error.message) from None
     except ValueError as error:  # an address that is none
         raise Unreachable(str(error)) from None
 
 
-CONNECTION: Final = (
-    click.option("--url", help="The engine, as ws://host:port; also III_URL."),
-    click.option("--address", help="Its host (default localhost)."),
-    click.option("--port", type=click.IntRange(1, 65535), help="Its worker port (default 49134)."),
-    click.option("--timeout-ms", type=click.IntRange(min=1), default=TIMEOUT_MS, show_default=True),
-)
+async def ask(url: str, function_id: str, payload: Any, timeout_s: float, namespace: str | None) -> Any:
+    """One call over a connection of its own: its result. Raises `Unanswered`."""
+    return await converse(Target(url, timeout_s), lambda call: call(function_id, payload, namespace=namespace))
 
 
-def connection_options(command: Any) -> Any:
-    """Add the options that say which engine is meant."""
-    for option in reversed(CONNECTION):
-        command = option(command)
-    return command
-
-
-@click.command(add_help_option=False)
-@click.argument("function_path", required=False)
-@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--json", "text", help="The payload as JSON.")
-@click.option("-n", "--namespace", help="Namespace of the function.")
-@connection_options
-@click.option("-h", "--help", "wants_help", is_flag=True, help="Show this, or with FUNCTION_PATH what it takes.")
-@click.pass_context
-def trigger(
-    context: click.Context,
-    function_path: str | None,
-    pairs: tuple[str, ...],
-    text: str | None,
-    namespace: str | None,
-    url: str | None,
-    address: str | None,
-    port: int | None,
-    timeout_ms: int,
-    wants_help: bool,
-) -> None:
-    """Call FUNCTION_PATH once and print its result as JSON.
-
-    Each VALUE is read as JSON if it is JSON, else as text: `trigger state::get scope=s key=k`.
-    """
-    where, timeout_s = url_of(url, address, port), timeout_ms / 1000
-    if wants_help:
-        if function_path is not None:
-            show_help(context, where, function_path, timeout_s, namespace)
-        else:
-            click.echo(context.get_help())
-        return
-    if function_path is None:
-        raise click.UsageError("iii trigger: missing FUNCTION_PATH. Try: `iii trigger <fn-path> [args]`")
-    payload = payload_of(pairs, text)
+def hear(target: Target, talk: Callable[[Call], Awaitable[T]]) -> T:
+    """`converse` in a Trio run of its own. Raises `Unanswered`, and `KeyboardInterrupt` bare."""
     try:
-        result = trio.run(ask, where, function_path, payload, timeout_s, namespace)
+        return trio.run(converse, target, talk)
+    except BaseExceptionGroup as group:
+        _, others = group.split(KeyboardInterrupt)
+        if others is not None:
+            raise
+        raise KeyboardInterrupt from None
+
+
+def told_by(target: Target, talk: Callable[[Call], Awaitable[T]]) -> T:
+    """`hear`; without an answer the command ends here, with status 1 and the reason."""
+    try:
+        return hear(target, talk)
     except Unanswered as error:
         fail(str(error))
-    if result is not None:
-        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
 
 
-def show_help(context: click.Context, url: str, function_id: str, timeout_s: float, namespace: str | None) -> None:
-    """What a function is and takes, as the engine knows it; without an engine the help of the command."""
-    question = (
-        {"function_id": function_id} if namespace is None else {"function_id": function_id, "namespace": namespace}
+def near(word: str, known: Iterable[str]) -> list[str]:
+    """The known names that `word` may have been meant to be, the nearest first."""
+    return difflib.get_close_matches(word, sorted(set(known)), n=NEAR_NAMES, cutoff=0.6)
+
+
+def _unreachable(error: NotConnected, url: str) -> str:
+    if error.code != NotConnected.default_code:
+        return f"The engine at {url} does not let this command in: {error.code}: {error.message}"
+    return (
+        f"No engine answers at {url}: {error.message}. Is it running there? "
+        "(`python -m iii_trio serve` starts one; --url or III_URL names another.)"
     )
-    try:
-        detail = trio.run(ask, url, "engine::functions::info", question, timeout_s, None)
-    except Unreachable as error:
-        click.echo(f"Warning: {error}", err=True)
-        click.echo(context.get_help())
-    except Unanswered as error:
-        fail(str(error))
-    else:
-        click.echo(describe(detail))
 
 
-def draw(node: dict[str, Any], prefix: str = "", mark: str = "") -> list[str]:
-    """A task tree as lines of text."""
-    lines = [prefix + mark + str(node["name"])]
-    children = node.get("children", [])
-    inner = prefix + {"": "", "├─ ": "│  ", "└─ ": "   "}[mark]
-    for child in children:
-        lines += draw(child, inner, "└─ " if child is children[-1] else "├─ ")
-    return lines
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@connection_options
-def tree(as_json: bool, url: str | None, address: str | None, port: int | None, timeout_ms: int) -> None:
-    """Print the live task tree of a running engine."""
-    try:
-        result = trio.run(ask, url_of(url, address, port), "engine::tree", {}, timeout_ms / 1000, None)
-    except Unanswered as error:
-        fail(str(error))
-    if as_json:
-        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
-    else:
-        sys.stdout.write("\n".join(draw(result)) + "\n")
+def _told(error: InvocationError, url: str) -> str:
+    function_id = error.function_id or ""
+    if error.code == FUNCTION_NOT_FOUND:
+        for beginnings, text in _PROVIDERS:
+            if function_id.startswith(beginnings):
+                return text.format(url=url, function_id=function_id)
+    return f"{error.message} ({error.code})"

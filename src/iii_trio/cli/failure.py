@@ -1,27 +1,23 @@
-"""How a command fails: one message on stderr, exit status 1, no traceback."""
+"""How a command ends: the table of exit codes, and the one message on stderr of a command that fails."""
 
 import sys
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 
-from ..host.children import ScriptError
-from ..host.supervise import leaves
-from ..protocol.errors import IIIError
+FAILED: Final = 1
+INTERRUPTED: Final = 130
 
-EXPECTED = (IIIError, ScriptError)
-"""What is raised on purpose, with a text for the user."""
+EXIT_CODES: Final = (
+    (0, "It worked."),
+    (FAILED, "It failed; stderr says why, in a message that begins with `Error:`."),
+    (2, "The command line was wrong; stderr says what."),
+    (INTERRUPTED, "Interrupted by Ctrl-C."),
+)
+"""What a command's exit code means; `--help` prints it."""
 
 
 def fail(message: str) -> NoReturn:
     """End with status 1 and a message on stderr."""
     click.echo(f"Error: {message}", err=True)
-    sys.exit(1)
-
-
-def fail_with(error: Exception) -> NoReturn:
-    """`fail` with the text of an expected error, or of all those in a group; anything else is raised again."""
-    found = list(leaves(error))
-    if not all(isinstance(cause, EXPECTED) for cause in found):
-        raise error
-    fail("; ".join(dict.fromkeys(str(cause) for cause in found)))
+    sys.exit(FAILED)

@@ -5,22 +5,37 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import trio
 
 from ..__about__ import __version__
 from ..config import ConfigError, default_config, load_config
+from ..host.children import ScriptError
 from ..host.compose import Running
 from ..host.compose import serve as run
 from ..host.logs import LogLevelError, parse_levels, start_logging
 from ..host.plan import Overrides
 from ..host.signals import StopSignals
-from .failure import EXPECTED, fail_with
+from ..host.supervise import leaves
+from ..protocol.errors import IIIError
+from .failure import fail
+from .starter import starter_config
 
 log = logging.getLogger(__name__)
 
 DEFAULT_FILE = Path("config.yaml")
+EXPECTED = (IIIError, ScriptError)
+"""What is raised on purpose, with a text for the user."""
+
+
+def fail_with(error: Exception) -> NoReturn:
+    """`fail` with the text of an expected error, or of all those in a group; anything else is raised again."""
+    found = list(leaves(error))
+    if not all(isinstance(cause, EXPECTED) for cause in found):
+        raise error
+    fail("; ".join(dict.fromkeys(str(cause) for cause in found)))
 
 
 def forget_ports(path: Path) -> None:
@@ -42,6 +57,18 @@ def write_ports(path: Path, running: Running) -> None:
     log.info("ports are written to %s", path)
 
 
+def create_config(path: Path) -> None:
+    """Write the starter configuration file, unless there is a file. Ends the command if that fails."""
+    try:
+        with path.open("x") as file:
+            file.write(starter_config())
+    except FileExistsError:
+        return
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}")
+    click.echo(f"wrote {path}", err=True)
+
+
 def check_level(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     """Refuse a level that is not understood as the usage error it is."""
     try:
@@ -51,9 +78,10 @@ def check_level(_context: click.Context, _parameter: click.Parameter, value: str
     return value
 
 
-@click.command()
+@click.command(short_help="Run the engine, and worker scripts beside it.")
 @click.argument("scripts", nargs=-1)
 @click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="The configuration file.")
+@click.option("--create", is_flag=True, help="Write a starter configuration file first if there is none.")
 @click.option("--defaults", "--use-default-config", is_flag=True, help="Run the default set; read no file.")
 @click.option("--host", help="Listen on this address instead of the loopback addresses.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port for workers.")
@@ -67,7 +95,13 @@ def check_level(_context: click.Context, _parameter: click.Parameter, value: str
     callback=check_level,
     help="A level, or filters such as iii_trio.engine=debug,info.",
 )
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines for people, or one JSON object a line.",
+)
 @click.option(
     "--ports-file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -77,6 +111,7 @@ def check_level(_context: click.Context, _parameter: click.Parameter, value: str
 def serve(
     scripts: tuple[str, ...],
     path: Path | None,
+    create: bool,
     defaults: bool,
     host: str | None,
     port: int | None,
@@ -91,10 +126,21 @@ def serve(
     """Run the engine, and SCRIPTS (.py, .mjs, .js) as supervised workers beside it.
 
     Without -c, config.yaml in this directory is read if there is one; otherwise the default set of built-in workers
-    runs: HTTP on port 3111, state, queue and pub/sub, kept under ./data.
+    runs: HTTP on port 3111, state, queue and pub/sub, kept under ./data. SIGTERM and Ctrl-C let running calls end; a
+    second one ends it at once.
+
+    \b
+    Examples:
+      iii-trio serve worker.py --reload
+      iii-trio serve -c config.yaml --log-level debug
     """
     if defaults and path is not None:
         raise click.UsageError("--defaults and --config exclude each other")
+    if defaults and create:
+        raise click.UsageError("--defaults and --create exclude each other")
+    if create:
+        path = path or DEFAULT_FILE
+        create_config(path)
     if path is None and not defaults and DEFAULT_FILE.exists():
         path = DEFAULT_FILE
     overrides = Overrides(host=host, port=port, http_port=http_port, data_dir=data_dir)

@@ -4,10 +4,15 @@ from iii_trio.config.blocks import (
     LOOPBACK,
     SETTINGS,
     AdminSettings,
+    ConfigurationAdapter,
+    ConfigurationSettings,
     CorsSettings,
     CronAdapter,
     CronLockSettings,
     CronSettings,
+    EntryFilesSettings,
+    HttpFunctionsSecurity,
+    HttpFunctionsSettings,
     HttpSettings,
     MiddlewareSettings,
     NoSettings,
@@ -42,6 +47,8 @@ from iii_trio.config.settings import (
     setting_info,
 )
 from iii_trio.config.structuring import Structured, structure
+from iii_trio.config.templates import Expanded, expand
+from iii_trio.config.watch import watch_directory
 from iii_trio.config.yaml import Value, YamlMapping, YamlSequence, core_scalar, load_yaml
 
 __all__ = [
@@ -50,13 +57,19 @@ __all__ = [
     "WORKERS",
     "AdminSettings",
     "ConfigError",
+    "ConfigurationAdapter",
+    "ConfigurationSettings",
     "CorsSettings",
     "CronAdapter",
     "CronLockSettings",
     "CronSettings",
     "EngineConfig",
     "Entry",
+    "EntryFilesSettings",
+    "Expanded",
     "ExposeSettings",
+    "HttpFunctionsSecurity",
+    "HttpFunctionsSettings",
     "HttpSettings",
     "Live",
     "LiveStatistics",
@@ -90,6 +103,7 @@ __all__ = [
     "changed_settings",
     "core_scalar",
     "default_config",
+    "expand",
     "load_config",
     "load_yaml",
     "no_op",
@@ -100,4 +114,5 @@ __all__ = [
     "setting_fields",
     "setting_info",
     "structure",
+    "watch_directory",
 ]

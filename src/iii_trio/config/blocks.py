@@ -1,7 +1,7 @@
 """The settings of each built-in worker, as its block in the config file or its configuration entry spells them.
 
 Keys, defaults and bounds: spec/http.md §1.1, spec/queue.md §3 and §9.1, spec/protocol.md §14.1, spec/state-stream.md §8
-and §11, spec/pubsub-cron-config-cli.md §1 and §2.5. Listeners bind `localhost` by default, which stands for both
+and §11, spec/pubsub-cron-config-cli.md §1, §2.5 and §4. Listeners bind `localhost` by default, which stands for both
 loopback addresses; the reference binds every interface.
 """
 
@@ -396,15 +396,106 @@ class AdminSettings:
     host: str = _host()
 
 
+# HTTP-invoked functions
+
+
+def _lower(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(pattern.lower() for pattern in patterns) or ("*",)
+
+
+def _unclosed(pattern: str) -> bool:
+    """Whether a glob has a `[` that nothing closes; a whole IPv6 host in brackets is no glob and has none."""
+    start = pattern.find("[")
+    return start >= 0 and "]" not in pattern[start + 2 :]
+
+
+@frozen(kw_only=True)
+class HttpFunctionsSecurity:
+    """Where HTTP-invoked functions may go, and what of the engine's environment they may use."""
+
+    url_allowlist: tuple[str, ...] = setting(
+        ("*",), tier="restart", converter=_lower, doc="Hosts that may be called, as globs; empty means all."
+    )
+    block_private_ips: bool = setting(
+        True, tier="restart", doc="Refuse hosts with an address that is not on the public internet."
+    )
+    require_https: bool = setting(True, tier="restart", doc="Refuse URLs that are not https.")
+    env_allowlist: tuple[str, ...] | None = setting(
+        None,
+        tier="restart",
+        doc="Environment variables that `auth` may name, as globs; absent means all for trusted workers and none for "
+        "sessions under access control.",
+    )
+
+    def refusals(self, _: str) -> Iterator[tuple[tuple[str, ...], str]]:
+        for pattern in self.url_allowlist:
+            if _unclosed(pattern):
+                yield ("url_allowlist",), f"'{pattern}' is no glob: its '[' is never closed"
+
+
+@frozen(kw_only=True)
+class HttpFunctionsSettings:
+    """Functions that workers register and the engine runs as HTTP requests."""
+
+    security: HttpFunctionsSecurity = setting(
+        HttpFunctionsSecurity(), tier="restart", doc="Where they may go, and with which secrets."
+    )
+    retries: int = setting(
+        0,
+        tier="restart",
+        ge=0,
+        le=10,
+        doc="Further attempts of GET, PUT and DELETE after a failed connection or a status of 502, 503 or 504.",
+    )
+    response_limit: int = setting(
+        16 * 1024 * 1024, tier="restart", unit="bytes", ge=1, doc="Largest response body; a larger one is an error."
+    )
+
+
+# Configuration
+
+
+@frozen(kw_only=True)
+class EntryFilesSettings:
+    """Where the values that somebody set are kept."""
+
+    directory: str | None = setting(
+        None,
+        tier="restart",
+        nonempty=True,
+        doc="Directory of the entries; absent means ./config, or config in the data directory where one is named.",
+    )
+
+
+@frozen(kw_only=True)
+class ConfigurationAdapter:
+    """What entries are kept in."""
+
+    name: str = _adapter("fs", more=(_IN_MEMORY,))
+    config: EntryFilesSettings = setting(EntryFilesSettings(), tier="restart", doc="Settings of the store.")
+
+
+@frozen(kw_only=True)
+class ConfigurationSettings:
+    """The entries by which the engine and its workers are configured while they run."""
+
+    adapter: ConfigurationAdapter = setting(ConfigurationAdapter(), tier="restart", doc="What entries are kept in.")
+    ttl_seconds: int = setting(
+        0, tier="live", unit="s", ge=0, doc="How long an entry outlives the last trigger on it; 0 means for ever."
+    )
+
+
 SETTINGS: Final[Mapping[str, type[Any]]] = MappingProxyType(
     {
         "worker-manager": WorkerManagerSettings,
+        "configuration": ConfigurationSettings,
         "http": HttpSettings,
         "state": StateSettings,
         "stream": StreamSettings,
         "queue": QueueModuleSettings,
         "pubsub": PubSubSettings,
         "cron": CronSettings,
+        "http-functions": HttpFunctionsSettings,
         "admin": AdminSettings,
     }
 )

@@ -60,7 +60,9 @@ class _Expansion:
             return text
         lone = PLACEHOLDER.fullmatch(text.strip())
         if lone is None:
-            return PLACEHOLDER.sub(lambda match: match[0] if (found := self.find(*match.groups())) is None else found, text)
+            return PLACEHOLDER.sub(
+                lambda match: match[0] if (found := self.find(*match.groups())) is None else found, text
+            )
         found = self.find(lone[1], lone[2])
         if found is None:
             return text

@@ -21,7 +21,11 @@ _CATCH_UP_MS: Final = 1_000
 
 
 async def watch_directory(
-    directory: Path, wanted: Callable[[str], bool], on_change: Callable[[], Awaitable[None]], *, quiet_s: float = QUIET_S
+    directory: Path,
+    wanted: Callable[[str], bool],
+    on_change: Callable[[], Awaitable[None]],
+    *,
+    quiet_s: float = QUIET_S,
 ) -> None:
     """Await `on_change()` after every burst of changes to files of `directory` whose names are `wanted`, until cancelled.
 

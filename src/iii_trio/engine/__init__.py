@@ -1,7 +1,10 @@
 """The synchronous core: calls, claims, bindings, deliveries, and the connections that bring them."""
 
 from .access import ExposeFilter, Hooks, Pattern, Session
+from .channel_streams import ChannelReader, ChannelWriter
+from .channels import Channel
 from .deadlines import Clock, Deadlines, Timer
+from .delegation import Delegate, Delegation, Refusal
 from .engine import Engine, EngineState, EngineStatistics, open_engine
 from .firing import Delivered, Firing
 from .functions import FunctionEntry
@@ -21,8 +24,13 @@ __all__ = [
     "Binding",
     "BindingState",
     "Call",
+    "Channel",
+    "ChannelReader",
+    "ChannelWriter",
     "Clock",
     "Deadlines",
+    "Delegate",
+    "Delegation",
     "Delivered",
     "Engine",
     "EngineState",
@@ -39,6 +47,7 @@ __all__ = [
     "Peer",
     "Provider",
     "Reason",
+    "Refusal",
     "RemotePeer",
     "Rules",
     "Session",

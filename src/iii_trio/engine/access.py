@@ -5,7 +5,7 @@ A peer without a session is trusted and never comes here.
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, field, frozen
 
@@ -14,6 +14,9 @@ from ..protocol.errors import WireError
 from .functions import FunctionEntry, Functions
 from .peer import DEFAULT_NAMESPACE
 from .triggers import ALIASES
+
+if TYPE_CHECKING:
+    from ..protocol.messages import RegisterTriggerType
 
 INFRASTRUCTURE: Final = frozenset(
     {
@@ -123,8 +126,9 @@ class Session:
     """What a connection under access control may do (spec/protocol.md §14.2), and what its registrations became.
 
     `namespaces` has the grants by namespace; if there are any, the session is confined to these namespaces. `expose`
-    of None means: no `rbac` block. `trigger_types` of None: all. `prefix` of "": none. `functions`, `triggers` and
-    `types` have what hooks renamed: the id that the worker sent, and the one it is stored under.
+    of None means: no `rbac` block. `trigger_types` of None: all. `prefix` of "": none. `functions` and `triggers` have
+    what hooks renamed: the id that the worker sent, and the one it is stored under. `claiming` has the types, by namespace
+    and the id that it sent, that it gets if their provider turns out to be dead.
     """
 
     namespaces: dict[str, tuple[Pattern, ...]] = field(factory=dict)
@@ -139,7 +143,7 @@ class Session:
     hooks: Hooks = NO_HOOKS
     functions: dict[str, str] = field(factory=dict)
     triggers: dict[str, str] = field(factory=dict)
-    types: dict[str, str] = field(factory=dict)
+    claiming: "dict[tuple[str, str], RegisterTriggerType]" = field(factory=dict)
     verdicts: dict[tuple[str, str], bool] = field(factory=dict)
     revision: int = -1
 

@@ -16,7 +16,9 @@ from attrs import define, field, frozen
 
 from ..protocol.limits import INVOCATION_S, NAMESPACE_GRACE_S
 from .access import Access
+from .channels import Channels, ChannelsStatistics
 from .deadlines import Clock, Deadlines, DeadlineStatistics
+from .delegation import Delegation
 from .durable import Durable
 from .events import Counters, Events, WorkerConnected, WorkerDisconnected
 from .functions import Functions, FunctionStatistics
@@ -51,6 +53,7 @@ class EngineStatistics:
     state: EngineState
     functions: FunctionStatistics
     triggers: TriggerStatistics
+    channels: ChannelsStatistics
     workers: WorkerStatistics
     deadlines: DeadlineStatistics
     invocations: InvocationStatistics
@@ -77,7 +80,9 @@ class Engine:
     counters: Counters = field(factory=Counters, init=False)
     triggers: Triggers = field(factory=Triggers, init=False)
     deadlines: Deadlines = field(init=False)
+    channels: Channels = field(init=False)
     functions: Functions = field(init=False)
+    delegation: Delegation = field(init=False)
     access: Access = field(init=False)
     invocations: Invocations = field(init=False)
     workers: Workers = field(init=False)
@@ -87,11 +92,14 @@ class Engine:
 
     def __attrs_post_init__(self) -> None:
         self.deadlines = Deadlines(self.clock)
+        self.channels = Channels(self.deadlines)
         self.functions = Functions(self.events)
+        self.delegation = Delegation(self)
         self.access = Access(self.functions)
         self.invocations = Invocations(
             self.functions, self.deadlines, self.counters, self.access, self.default_timeout_s
         )
+        self.invocations.why_missing = self.delegation.why_missing
         self.workers = Workers(self)
 
     # -- peers --------------------------------------------------------------------------------------------------------
@@ -121,8 +129,10 @@ class Engine:
         peer.leaving = True
         for namespace, function_id in list(peer.functions):
             self.functions.release(peer, namespace, function_id)
+        self.delegation.release(peer)
         self.invocations.release(peer)
         self.triggers.release(peer)
+        self.channels.release(peer, paired=isinstance(peer, LocalPeer))
         if isinstance(peer, RemotePeer):
             self.workers.release(peer)
             peer.released()
@@ -160,14 +170,19 @@ class Engine:
         self.state = EngineState.SERVING
         log.info("engine %s is serving", self.id)
 
-    async def drain(self, grace_s: float) -> bool:
-        """Stop root work and let running calls end, for at most `grace_s` seconds; True when none is left."""
+    async def drain(self, grace_s: float, unwind_s: float = 0.0) -> bool:
+        """Stop root work and let running calls end, for at most `grace_s` seconds; True when none is left.
+
+        What runs then is cancelled with reason `shutdown` and has `unwind_s` seconds to clean up and answer. Every call
+        has ended when this returns: with its answer, or with `invocation_stopped`.
+        """
         self.state = EngineState.DRAINING
         for callback in tuple(self._on_drain):
             callback()
         with trio.move_on_after(grace_s):
             await self.invocations.wait_idle()
             return True
+        await self.invocations.stop((*self.workers, *self._locals.values()), unwind_s)
         return False
 
     def statistics(self) -> EngineStatistics:
@@ -177,6 +192,7 @@ class Engine:
             state=self.state,
             functions=self.functions.statistics(),
             triggers=self.triggers.statistics(),
+            channels=self.channels.statistics(),
             workers=self.workers.statistics(),
             deadlines=self.deadlines.statistics(),
             invocations=self.invocations.statistics(),
@@ -201,6 +217,7 @@ async def open_engine(
             core.local = peer
             peer.register(REGISTER_WORKER, core.workers.register, description="Say who a worker is")
             Durable(core).register(peer)
+            core.channels.register(peer)
             try:
                 yield core
             finally:

@@ -39,7 +39,18 @@ class FunctionsChanged:
     available: bool
 
 
-Event = WorkerConnected | WorkerUpdated | WorkerDisconnected | FunctionsChanged
+@frozen
+class TelemetryReceived:
+    """A binary frame of telemetry came (spec/observability-introspection.md §1); `frame` has its 4-byte prefix.
+
+    `worker_id` is the worker whose own connection it came over; None for sockets that are no workers.
+    """
+
+    worker_id: str | None
+    frame: bytes
+
+
+Event = WorkerConnected | WorkerUpdated | WorkerDisconnected | FunctionsChanged | TelemetryReceived
 Tap = Callable[[Event], None]
 
 

@@ -2,7 +2,8 @@
 
 A module hands over (binding, payload, lane) and goes on; no task is made. Each lane runs one delivery at a time, in the
 order in which it was given them; a delivery without a lane is its own. At most `limit` deliveries of a module run at
-once; at most `waiting` wait, and what comes on top is dropped and counted.
+once; at most `waiting` wait, and what comes on top is dropped and counted. A binding that is gone delivers nothing more:
+what waits for it ends unsent, unless the same trigger was registered again under its id, which takes it over.
 """
 
 import logging
@@ -33,6 +34,7 @@ class Delivered(Enum):
     SKIPPED = "skipped"
     FAILED = "failed"
     DROPPED = "dropped"
+    UNBOUND = "unbound"
 
 
 OnDelivered = Callable[[Delivered, Outcome | None], None]
@@ -53,7 +55,7 @@ class Delivery:
 
 @frozen
 class FiringStatistics:
-    """Deliveries now `running` and `waiting`; ended so far as `handled`, `skipped`, `failed`, `dropped`."""
+    """Deliveries now `running` and `waiting`; ended so far as `handled`, `skipped`, `failed`, `dropped`, `unbound`."""
 
     running: int
     waiting: int
@@ -61,6 +63,7 @@ class FiringStatistics:
     skipped: int
     failed: int
     dropped: int
+    unbound: int
 
 
 @define(eq=False)
@@ -129,7 +132,21 @@ class Firing:
         finally:
             self._starting = False
 
+    def _binds(self, delivery: Delivery) -> bool:
+        """Whether its binding is still there, or has been registered again as it was; ends it otherwise."""
+        gone = delivery.binding
+        if not gone.is_gone():
+            return True
+        again = self.peer.core.triggers.get(gone.id)
+        if again is not None and _same(again, gone):
+            delivery.binding = again
+            return True
+        self._done(delivery, Delivered.UNBOUND, None)
+        return False
+
     def _start(self, delivery: Delivery) -> None:
+        if not self._binds(delivery):
+            return
         if delivery.condition is None:
             self._handle(delivery)
             return
@@ -156,6 +173,9 @@ class Firing:
         )
 
     def _handle(self, delivery: Delivery) -> None:
+        if not self._binds(delivery):
+            return
+
         def handled(outcome: Outcome) -> None:
             self._done(delivery, Delivered.HANDLED if outcome.ok else Delivered.FAILED, outcome)
 
@@ -170,7 +190,7 @@ class Firing:
             baggage=delivery.baggage,
         )
 
-    def _done(self, delivery: Delivery, how: Delivered, outcome: Outcome) -> None:
+    def _done(self, delivery: Delivery, how: Delivered, outcome: Outcome | None) -> None:
         self._running -= 1
         queue = self._lanes[delivery.lane]
         queue.popleft()
@@ -202,4 +222,16 @@ class Firing:
             skipped=counts[Delivered.SKIPPED],
             failed=counts[Delivered.FAILED],
             dropped=counts[Delivered.DROPPED],
+            unbound=counts[Delivered.UNBOUND],
         )
+
+
+def _same(again: Binding, gone: Binding) -> bool:
+    """Whether a binding is another one registered once more, by the same peer and to the same end."""
+    return (again.owner, again.type_id, again.namespace, again.function_id, again.config) == (
+        gone.owner,
+        gone.type_id,
+        gone.namespace,
+        gone.function_id,
+        gone.config,
+    )

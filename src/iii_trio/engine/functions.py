@@ -25,9 +25,10 @@ Key = tuple[str, str]
 class FunctionEntry:
     """One claim on a function: what it is, who runs it, and plain counters.
 
-    `wire` and `echo` are the constant middles of the frames that carry its id, made once. `handler` is set by built-in
-    modules only. `seconds` is the sum of run times. `shared` says that it serves beside others that say so; `replicas`
-    are those and itself while it does, and only then calls are counted when they are `started`.
+    `wire` and `echo` are the constant middles of the frames that carry its id, made once. `executor` runs its calls: the
+    owner itself, unless `invocation` says how a module does it (delegation.py). `handler` is set by modules only.
+    `seconds` is the sum of run times. `shared` says that it serves beside others that say so; `replicas` are those and
+    itself while it does, and only then calls are counted when they are `started`.
     """
 
     id: str
@@ -38,6 +39,7 @@ class FunctionEntry:
     request_format: Json = ABSENT
     response_format: Json = ABSENT
     builtin: bool = False
+    invocation: Json = ABSENT
     handler: Any = None
     revision: int = 1
     taps: tuple[Callable[..., None], ...] = ()
@@ -46,12 +48,14 @@ class FunctionEntry:
     seconds: float = 0.0
     started: int = 0
     exposed_id: str = ""
+    executor: "Peer" = field(init=False)
     shared: bool = field(init=False)
     replicas: Replicas | None = field(default=None, init=False)
     wire: bytes = field(init=False)
     echo: bytes = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.executor = self.owner
         self.exposed_id = self.exposed_id or self.id
         self.shared = asks_to_share(self.metadata)
         self.wire = b'","function_id":' + encode_value(self.exposed_id) + b',"data":'

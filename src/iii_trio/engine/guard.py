@@ -26,7 +26,8 @@ from . import hooks, registrations
 from .access import Session
 from .hooks import FunctionVerdict, TriggerVerdict, TypeVerdict
 from .peer import DEFAULT_NAMESPACE
-from .triggers import ALIASES, INSTALL_HINTS
+from .registrations import WorkerProvider
+from .triggers import ALIASES, INSTALL_HINTS, TypeClaim
 
 if TYPE_CHECKING:
     from .remote import RemotePeer
@@ -85,8 +86,7 @@ def register_function(peer: "RemotePeer", session: Session, message: RegisterFun
         stored = session.prefixed(named) if named else named
         if _is_somebody_elses(peer, stored, message.id):
             return
-        earlier = session.functions.get(message.id)
-        if earlier not in (None, stored):
+        if session.functions.get(message.id, session.prefixed(message.id)) != stored:
             unregister_function(peer, session, message.id)
         changed = evolve(
             message,
@@ -175,7 +175,7 @@ def register_trigger(peer: "RemotePeer", session: Session, message: RegisterTrig
         registrations.register_trigger(peer, changed, sent=message)
         if changed.id in peer.bindings:
             if earlier != changed.id:
-                registrations.unregister_trigger(peer, earlier)
+                _unregister_trigger(peer, earlier, message.id)
             _rename(session.triggers, message.id, changed.id)
 
     if not allowed(message.trigger_type):
@@ -208,7 +208,14 @@ def _target(peer: "RemotePeer", session: Session, function_id: str, namespace: s
 
 def unregister_trigger(peer: "RemotePeer", session: Session, binding_id: str) -> None:
     """An `unregistertrigger`, by the id that the worker registered."""
-    registrations.unregister_trigger(peer, session.triggers.pop(binding_id, binding_id))
+    _unregister_trigger(peer, session.triggers.pop(binding_id, binding_id), binding_id)
+
+
+def _unregister_trigger(peer: "RemotePeer", stored: str, sent_id: str) -> None:
+    """Take out what `sent_id` became, unless another trigger of the worker has taken its place since."""
+    binding = peer.bindings.get(stored)
+    if binding is not None and binding.as_sent is not None and binding.as_sent.id == sent_id:
+        registrations.unregister_trigger(peer, stored)
 
 
 # -- trigger types ----------------------------------------------------------------------------------------------------
@@ -254,21 +261,22 @@ def _claim_type(peer: "RemotePeer", session: Session, sent_id: str, message: Reg
         _complain(peer, what, f"'{message.id}' in namespace '{namespace}' is the engine's own")
         return
     incumbent = core.triggers.provider(namespace, message.id)
+    session.claiming[namespace, sent_id] = message
 
     def answered(alive: bool) -> None:
         now = core.triggers.provider(namespace, message.id)
-        if peer.leaving:
-            return
+        if peer.leaving or session.claiming.get((namespace, sent_id)) is not message:
+            return  # it has left or thought better of it while the incumbent was asked
+        del session.claiming[namespace, sent_id]
         if now is not None and now.owner is not peer and (alive or now is not incumbent):
             _complain(peer, what, f"another worker provides '{message.id}' in namespace '{namespace}'")
             return
         if now is not None and now.owner is not peer:
             core.retire(now.owner, 1012, "silent while its trigger type was claimed")
-        earlier = session.types.get(sent_id)
-        if earlier not in (None, message.id):
-            core.triggers.withdraw_type(peer, namespace, earlier)
+        earlier = _own_type(peer, namespace, sent_id)
+        if earlier is not None and earlier.id != message.id:
+            core.triggers.withdraw(earlier)
         registrations.register_trigger_type(peer, message, exposed_id=sent_id)
-        _rename(session.types, sent_id, message.id)
 
     if incumbent is None or incumbent.owner is peer:
         answered(False)
@@ -278,5 +286,17 @@ def _claim_type(peer: "RemotePeer", session: Session, sent_id: str, message: Reg
 
 def unregister_trigger_type(peer: "RemotePeer", session: Session, message: UnregisterTriggerType) -> None:
     """An `unregistertriggertype`, by the id that the worker registered."""
-    stored = session.types.pop(message.id, message.id)
-    peer.core.triggers.withdraw_type(peer, message.namespace or peer.namespace, stored)
+    namespace = message.namespace or peer.namespace
+    session.claiming.pop((namespace, message.id), None)
+    own = _own_type(peer, namespace, message.id)
+    if own is not None:
+        peer.core.triggers.withdraw(own)
+
+
+def _own_type(peer: "RemotePeer", namespace: str, sent_id: str) -> TypeClaim | None:
+    """What the worker provides in that namespace and knows by that id, whatever its hook has made of it."""
+    for claim in peer.types:
+        provider = claim.provider
+        if claim.namespace == namespace and isinstance(provider, WorkerProvider) and provider.type_id == sent_id:
+            return claim
+    return None

@@ -1,57 +1,38 @@
 """One invocation is one object: routed, answered, cancelled, stopped, and finished exactly once.
 
-Life of a `Call`, as the code below walks it:
-
-    route ──> RUNNING ──answer──────────────────────────────> DONE
-                 │ ──executor left──────────────────────────> DONE  (invocation_stopped)
-                 │ ──caller cancelled, caller left, deadline─> TOMBSTONE ──answer or grace──> DONE
-
-While RUNNING it stands in `caller.calls` (if somebody waits) and in `executor.running`. A TOMBSTONE stands only in
-`executor.running`: the caller's side ended at once, and a late answer is counted, never delivered. Two exceptions are
-asked for by the caller: `settle` holds the outcome back until the executor's side has ended too, so that a queue never
-redelivers while the first delivery still runs (design.md §6).
+Which end of a call comes first, and what then, is the race table in `races.py`: every end below is one event, looked up
+there and carried out by `Invocations._happened`.
 """
 
 import logging
 import math
 import uuid
 from collections import deque
-from collections.abc import Callable
-from enum import Enum
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define, field, frozen
 
-from ..protocol import ABSENT, Json, errors
+from ..protocol import ABSENT, Json, cancellation, errors
 from ..protocol.errors import WireError
-from ..protocol.limits import CALLS_PER_PEER, INVOCATION_S
+from ..protocol.limits import CALLS_PER_PEER, CANCEL_GRACE_S, INVOCATION_S
 from ..protocol.outcome import NOTHING, Outcome
 from .deadlines import Bucket, Deadlines
 from .events import Counters
 from .functions import FunctionEntry, Functions
 from .peer import DEFAULT_NAMESPACE, Caller, Peer
+from .races import RACES, Event, Hears, State
 
 if TYPE_CHECKING:
     from .access import Access
 
 log = logging.getLogger(__name__)
 
-CANCEL_GRACE_S: Final = 5.0
 MAX_NESTED: Final = 16
 
-
-class State(Enum):
-    """Where a call stands; see the module's head."""
-
-    RUNNING = "running"
-    TOMBSTONE = "tombstone"
-    DONE = "done"
-
-
-RUNNING: Final = State.RUNNING
-TOMBSTONE: Final = State.TOMBSTONE
-DONE: Final = State.DONE
+STOPPED: Final = Outcome.failed(WireError("Invocation stopped", errors.INVOCATION_STOPPED))
+SHUT_DOWN: Final = Outcome.failed(WireError("Invocation stopped: the engine is stopping", errors.INVOCATION_STOPPED))
 
 
 @define(eq=False, repr=False)
@@ -80,8 +61,8 @@ class Call:
     injects: bool = False
     scope: object = None
     bucket: Bucket | None = None
-    state: State = RUNNING
-    held: Outcome | None = None
+    state: State = State.RUNNING
+    held: Outcome = NOTHING
 
     def finish(self, outcome: Outcome) -> None:
         """The executor's answer. Late and repeated answers are counted and dropped."""
@@ -123,6 +104,7 @@ class Invocations:
     access: "Access"
     default_timeout_s: float = INVOCATION_S
     slow_s: float = math.inf
+    why_missing: Callable[[str, str], str] = lambda namespace, function_id: ""
     _default_bucket: Bucket | None = field(default=None, init=False)
     _default_deadline: float = field(default=0.0, init=False)
     _now: float = field(default=0.0, init=False)
@@ -212,7 +194,7 @@ class Invocations:
                 return Outcome.failed(refusal)
         if entry is None:
             elsewhere = () if internal else self.functions.namespaces_of(function_id)
-            text = errors.not_found_text(function_id, space, elsewhere, internal=internal)
+            text = errors.not_found_text(function_id, space, elsewhere, self.why_missing(space, function_id), internal)
             return Outcome.failed(WireError(text, errors.FUNCTION_NOT_FOUND))
         if origin.live >= CALLS_PER_PEER:
             text = f"{CALLS_PER_PEER} calls of this connection have not ended; let some finish first"
@@ -224,7 +206,7 @@ class Invocations:
             key = self.new_id()  # a caller that re-uses an id that is still pending gets both answers, under its id
         if entry.replicas is not None:
             entry = entry.replicas.choose()
-        executor = entry.owner
+        executor = entry.executor
         running = executor.running
         wire_id = key
         while wire_id in running:
@@ -257,29 +239,92 @@ class Invocations:
     def answered(self, call: Call, outcome: Outcome) -> None:
         """`finish` for those who do not read the clock themselves."""
         self._now = self.deadlines.clock.now()
-        self.finish(call, outcome)
+        self._happened(call, Event.ANSWER, outcome)
 
     def finish(self, call: Call, outcome: Outcome) -> None:
         """The executor's side has ended with `outcome`; deliver it if somebody still waits."""
-        state = call.state
-        if state is DONE:
+        self._happened(call, Event.ANSWER, outcome)
+
+    def cancel(self, call: Call, reason: str = cancellation.CALLER_CANCELLED) -> None:
+        """The caller does not want the answer any more: no outcome is delivered, and the executor is told why."""
+        call.on_done = None
+        if call.state is State.RUNNING:
+            self.counters.cancelled += 1
+        self._now = self.deadlines.clock.now()
+        self._happened(call, Event.CANCELLED, NOTHING, reason)
+
+    def expired(self, call: Call) -> None:
+        """A deadline: `TIMEOUT` to the caller; for what its caller's side has left already, the end of the grace."""
+        self.tick()
+        if call.state is not State.RUNNING:
+            self._happened(call, Event.GRACE, NOTHING)
+            return
+        self.counters.timeouts += 1
+        ms = round((call.deadline - call.started_at) * 1000)
+        outcome = Outcome.failed(WireError(f"{call.function.id} did not answer within {ms} ms", errors.TIMEOUT))
+        event = Event.DEADLINE_SETTLING if call.settle else Event.DEADLINE
+        self._happened(call, event, outcome, cancellation.DEADLINE)
+
+    def release(self, peer: Peer) -> None:
+        """Disconnect cleanup (spec/protocol.md §13.3): stop what it ran, forget what it waited for."""
+        self.tick()
+        for call in list(peer.running.values()):
+            self._happened(call, Event.EXECUTOR_LEFT, STOPPED)
+        for call in list(peer.calls.values()):
+            self._happened(call, Event.CALLER_LEFT, NOTHING, cancellation.CALLER_DISCONNECTED)
+
+    async def stop(self, peers: Iterable[Peer], unwind_s: float) -> None:
+        """Cancel every call that `peers` run, for `shutdown`, and give them `unwind_s` seconds to come to an end.
+
+        Whoever waits gets what was answered in that time, else `invocation_stopped`; nothing runs when this returns.
+        """
+        self.tick()
+        running = [call for peer in peers for call in peer.running.values()]
+        log.warning("%d calls did not end in time and are cancelled", len(running))
+        for call in running:
+            self._happened(call, Event.SHUTDOWN, SHUT_DOWN, cancellation.SHUTDOWN)
+        with trio.move_on_after(unwind_s):
+            await self.wait_idle()
+        self.tick()
+        for call in running:
+            if call.state is not State.DONE:
+                self._happened(call, Event.GRACE, NOTHING)
+
+    def _happened(self, call: Call, event: Event, outcome: Outcome, reason: str = "") -> None:
+        """One event, by its row: first every table is put right, then whoever is to hear of it hears of it."""
+        before = call.state
+        row = RACES[before, event]
+        if row.late:
             self.counters.late_results += 1
+        state = row.next
+        if state is before:
             return
-        call.state = DONE
-        self._settled(call)
-        call.executor.running.pop(call.wire_id, None)
-        if call.bucket is not None:
-            del call.bucket[call]
-            call.bucket = None
-        if state is RUNNING:
+        call.state = state
+        if before is State.RUNNING:
             self._count(call, failed=bool(outcome.error))
+        if state is State.DONE or before is State.RUNNING:
+            if call.bucket is not None:
+                del call.bucket[call]
+                call.bucket = None
+            if state is State.DONE:
+                self._settled(call)
+                call.executor.running.pop(call.wire_id, None)
+            else:
+                self.deadlines.add(self._now + CANCEL_GRACE_S, call)
+        hears = row.hears
+        if hears is Hears.OUTCOME:
             self._hand_over(call, outcome)
-            return
-        self.counters.late_results += 1
-        if call.held is not None:
-            held, call.held = call.held, None
-            # an answer that came within the grace is the better outcome for a caller that waited for it
-            self._hand_over(call, outcome if outcome.ok else held)
+        elif hears is Hears.LATER:
+            call.held = outcome
+        elif hears is Hears.NEVER:
+            if call.caller is not None:
+                call.caller.calls.pop(call.key, None)
+            call.caller, call.held = None, NOTHING
+        elif hears is not Hears.NOTHING:
+            held, call.held = call.held, NOTHING
+            self._hand_over(call, outcome if hears is Hears.BETTER and outcome.ok else held)
+        if row.told:
+            call.executor.cancel(call, reason)
 
     def _count(self, call: Call, *, failed: bool) -> None:
         """Once for every call, when it stops running."""
@@ -299,63 +344,6 @@ class Invocations:
         call.caller = None
         caller.calls.pop(call.key, None)
         caller.deliver(call, outcome)
-
-    def end(self, call: Call, reason: str, outcome: Outcome | None) -> None:
-        """End the caller's side: deliver `outcome` (None: nobody listens any more) and leave a tombstone."""
-        if call.state is not RUNNING:
-            if outcome is None and call.state is TOMBSTONE:
-                self._forget(call)
-            return
-        call.state = TOMBSTONE
-        if call.bucket is not None:
-            del call.bucket[call]
-        self._now = self.deadlines.clock.now()
-        self.deadlines.add(self._now + CANCEL_GRACE_S, call)
-        self._count(call, failed=outcome is not None)
-        if outcome is None:
-            self._forget(call)
-        elif call.settle:
-            call.held = outcome
-        else:
-            self._hand_over(call, outcome)
-        call.executor.cancel(call, reason)
-
-    def _forget(self, call: Call) -> None:
-        if call.caller is not None:
-            call.caller.calls.pop(call.key, None)
-        call.caller = call.held = None
-
-    def cancel(self, call: Call, reason: str = "caller_cancelled") -> None:
-        """The caller does not want the answer any more: no outcome is delivered."""
-        call.on_done = None
-        if call.state is RUNNING:
-            self.counters.cancelled += 1
-        self.end(call, reason, None)
-
-    def expired(self, call: Call) -> None:
-        """A deadline: `TIMEOUT` to the caller; for a tombstone the end of the grace."""
-        self.tick()
-        if call.state is TOMBSTONE:
-            call.state = DONE
-            self._settled(call)
-            call.executor.running.pop(call.wire_id, None)
-            if call.held is not None:
-                held, call.held = call.held, None
-                self._hand_over(call, held)
-            return
-        self.counters.timeouts += 1
-        ms = round((call.deadline - call.started_at) * 1000)
-        text = f"{call.function.id} did not answer within {ms} ms"
-        self.end(call, "deadline", Outcome.failed(WireError(text, errors.TIMEOUT)))
-
-    def release(self, peer: Peer) -> None:
-        """Disconnect cleanup (spec/protocol.md §13.3): stop what it ran, forget what it waited for."""
-        self.tick()
-        stopped = Outcome.failed(WireError("Invocation stopped", errors.INVOCATION_STOPPED))
-        for call in list(peer.running.values()):
-            self.finish(call, stopped)
-        for call in list(peer.calls.values()):
-            self.end(call, "caller_disconnected", None)
 
     def statistics(self) -> InvocationStatistics:
         """A frozen picture of the counters."""

@@ -1,8 +1,8 @@
 """The worker port: accepts sockets, bounds handshakes, routes paths, and owns one nursery per connection.
 
-listener ─ accept loops
+listener ─ accept <address>: one for each
          ├ sweeper: pings the silent, ends the dead
-         └ connection <id>: reader · writer
+         └ socket <address>, one for each: handshake, then a worker, a telemetry socket or an end of a channel
 """
 
 import errno
@@ -12,7 +12,6 @@ import ssl
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Final, Protocol
 
 import trio
@@ -20,11 +19,14 @@ from attrs import define, field, frozen
 
 from ..protocol import codec
 from ..protocol.errors import ConfigError, WireError
-from ..protocol.limits import HANDSHAKE_S, LATE_WAKEUP_S, PEER_MESSAGE_DEFAULT, PEERS, PENDING_SOCKETS
+from ..protocol.limits import ACCEPT_PAUSE_S, HANDSHAKE_S, LATE_WAKEUP_S, PEER_MESSAGE_DEFAULT, PEERS, PENDING_SOCKETS
 from ..protocol.messages import Error, ErrorBody
 from ..transport import Connection, Framing, HandshakeError, Oversize, Refusal, Request, accept
+from . import channel_sockets
 from .access import Session
+from .channel_sockets import Attach
 from .engine import Engine
+from .events import TelemetryReceived
 from .remote import RemotePeer
 from .sessions import EVERYBODY, Rules, admit
 
@@ -33,6 +35,11 @@ log = logging.getLogger(__name__)
 LOOPBACK: Final = ("127.0.0.1", "::1")
 SWEEP_S: Final = 1.0
 BACKLOG: Final = 1024
+FAULTS: Final = frozenset((1002, 1007, 1009, 1013))
+"""Close codes that a worker brought upon itself: it spoke no WebSocket, sent too much, or did not read."""
+STOPPING: Final = "the engine is stopping"
+FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""What `accept` fails with when the process or the machine has no room for one more socket."""
 
 
 class Telemetry(Protocol):
@@ -44,12 +51,13 @@ class Telemetry(Protocol):
 
 @frozen
 class ListenerStatistics:
-    """Sockets in their `handshakes` (until admitted or gone) and `connections`; so far `refused` for lack of a token or by
-    an auth function, and `telemetry_frames` received.
+    """Sockets in their `handshakes` (until admitted or gone), `connections`, and ends of channels; so far `refused` for
+    lack of a token or by an auth function, and `telemetry_frames` received.
     """
 
     handshakes: int
     connections: int
+    channel_ends: int
     refused: int
     telemetry_frames: int
 
@@ -95,7 +103,7 @@ async def _listening(address: str, port: int) -> trio.socket.SocketType:
 
 
 def _bind_error(error: OSError, address: str, port: int, what: str) -> ConfigError:
-    shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    shown = _shown(address, port)
     if error.errno == errno.EADDRINUSE:
         return ConfigError(f"address {shown} is already in use ({what}); stop the other program or choose another port")
     return ConfigError(f"failed to bind to {shown} ({what}): {error.strerror}")
@@ -118,6 +126,7 @@ class Listener:
     addresses: tuple[tuple[str, int], ...] = field(default=(), init=False)
     _handshakes: dict[trio.CancelScope, None] = field(factory=dict, init=False)
     _connections: dict[Connection, RemotePeer | None] = field(factory=dict, init=False)
+    _channel_ends: dict[Connection, None] = field(factory=dict, init=False)
     _refused: int = field(default=0, init=False)
     _telemetry_frames: int = field(default=0, init=False)
     _closing: bool = field(default=False, init=False)
@@ -137,19 +146,33 @@ class Listener:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sweep, name="sweeper")
-                await nursery.start(
-                    partial(trio.serve_listeners, self._accepted, listeners, handler_nursery=nursery),
-                    name="accept",
-                )
+                for listener, (host, port) in zip(listeners, self.addresses, strict=True):
+                    nursery.start_soon(self._accept, listener, nursery, name=f"accept {_shown(host, port)}")
                 task_status.started()
                 await trio.sleep_forever()
         finally:
             for listener in bound:  # cancelled before anybody listened, nobody else closes them
                 listener.socket.close()
 
+    async def _accept(self, listener: trio.abc.Listener[Any], nursery: trio.Nursery) -> None:
+        """Take sockets in, each into a task of its own. (Trio's listeners skip over connections reset before that.)"""
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                log.error("no socket can be accepted for %g s: %s", ACCEPT_PAUSE_S, error.strerror)
+                await trio.sleep(ACCEPT_PAUSE_S)
+            else:
+                nursery.start_soon(self.handle, stream, name=f"socket {_peer_name(stream)}")
+                del stream  # the task's alone from here on
+
     def close_all(self, code: int, reason: str) -> None:
         """Begin to close every connection; sockets that come now are refused."""
         self._closing = True
+        for end in tuple(self._channel_ends):
+            end.close(code, reason)
         for connection, peer in tuple(self._connections.items()):
             if peer is not None:
                 peer.retire(code, reason)
@@ -158,7 +181,7 @@ class Listener:
 
     async def wait_closed(self) -> None:
         """Return when no connection is left."""
-        while self._connections:
+        while self._connections or self._channel_ends:
             if self._emptied is None:
                 self._emptied = trio.Event()
             await self._emptied.wait()
@@ -168,29 +191,34 @@ class Listener:
             due = trio.current_time() + SWEEP_S
             await trio.sleep_until(due)
             now = trio.current_time()
-            late = now - due > LATE_WAKEUP_S
-            for connection, peer in tuple(self._connections.items()):
-                if late:
-                    connection.last_heard = now  # we were the ones who did not listen
-                connection.check_liveness(now)
-                if peer is not None and connection.closing:
-                    # its socket takes its time to close; what it has registered is nobody's any more
-                    self.core.release(peer)
+            self._look_after(now, now - due > LATE_WAKEUP_S)
+
+    def _look_after(self, now: float, late: bool) -> None:
+        for connection, peer in tuple(self._connections.items()):
+            if late:
+                connection.last_heard = now  # we were the ones who did not listen
+            connection.check_liveness(now)
+            if peer is not None and connection.closing:
+                # its socket takes its time to close; what it has registered is nobody's any more
+                self.core.release(peer)
 
     # -- one socket ---------------------------------------------------------------------------------------------------
 
-    async def _accepted(self, stream: trio.abc.Stream) -> None:
-        if self._closing:
-            await trio.aclose_forcefully(stream)
-            return
+    async def handle(self, stream: trio.abc.Stream) -> None:
+        """Serve one fresh stream from its handshake to its end; also how tests connect without a socket."""
         upgraded = None
-        with self._waiting_room():
-            try:
-                upgraded = await accept(stream, deadline_s=self.handshake_timeout_s, route=_route)
-            except HandshakeError as error:
-                log.debug("handshake failed: %s", error)
-        if upgraded is not None:
-            await self.serve(stream, *upgraded)
+        try:
+            if self._closing:
+                return
+            with self._waiting_room():
+                try:
+                    upgraded = await accept(stream, deadline_s=self.handshake_timeout_s, route=self._route)
+                except HandshakeError as error:
+                    log.debug("handshake failed: %s", error)
+            if upgraded is not None:
+                await self.serve(stream, *upgraded)
+        finally:
+            await trio.aclose_forcefully(stream)
 
     @contextmanager
     def _waiting_room(self) -> Iterator[None]:
@@ -209,11 +237,21 @@ class Listener:
             finally:
                 self._handshakes.pop(scope, None)
 
-    def _refusal(self) -> tuple[int, str] | None:
-        """Close code and reason for a socket that cannot be served now, whoever it is."""
-        if self._closing:
-            return 1012, "the engine is stopping"
-        if len(self._connections) >= PEERS:
+    def _route(self, request: Request) -> Refusal | None:
+        """The decision before the upgrade (spec/protocol.md §1); on `/` and `/otel` everybody gets that far."""
+        refusal = channel_sockets.route(self.core.channels, request)
+        if refusal is not None or request.path in ("/", "", "/otel") or request.path.startswith(channel_sockets.PATH):
+            return refusal
+        return Refusal(404, "Not found: workers connect to /")
+
+    def _refusal(self, path: str) -> tuple[int, str] | None:
+        """Close code and reason for a socket that cannot be served now, whoever it is.
+
+        While the engine drains no worker comes in any more: its SDK tries again, and then meets the next engine.
+        """
+        if self._closing or (self.core.draining and path in ("/", "")):
+            return 1012, STOPPING
+        if len(self._connections) + len(self._channel_ends) >= PEERS:
             return 1013, "too many connections"
         return None
 
@@ -228,11 +266,14 @@ class Listener:
     async def serve(self, stream: trio.abc.Stream, request: Request, framing: Framing, rest: bytes = b"") -> None:
         """Serve one upgraded stream to its end; also how tests connect workers over memory streams.
 
-        Until it is admitted nothing of it is read or announced.
+        Until it is admitted nothing of it is read or announced. An end of a channel is admitted by its key alone.
         """
+        asked = channel_sockets.read_url(request)
+        if isinstance(asked, Attach):
+            return await self._serve_channel(stream, framing, rest, asked)
         session, address, admitted = None, _address(stream), False
         with self._waiting_room():
-            refusal, text = self._refusal(), b""
+            refusal, text = self._refusal(request.path), b""
             if refusal is None:
                 try:
                     session = await admit(self.core, self.rules, request, address)
@@ -241,7 +282,7 @@ class Listener:
                     log.warning("%s was refused: %s", address, error.message)
                     text = codec.encode_message(Error(error=ErrorBody(code=error.code, message=error.message)))
                     refusal = 1008, "not admitted"
-                refusal = self._refusal() or refusal
+                refusal = self._refusal(request.path) or refusal
             if refusal is not None:
                 await self._turn_away(stream, framing, *refusal, text)
             admitted = refusal is None
@@ -251,6 +292,27 @@ class Listener:
             await self._serve_telemetry(stream, framing, rest)
         else:
             await self._serve_worker(stream, framing, rest, address, session)
+        return None
+
+    async def _serve_channel(self, stream: trio.abc.Stream, framing: Framing, rest: bytes, asked: Attach) -> None:
+        refusal = self._refusal(channel_sockets.PATH)
+        if refusal is not None:
+            with self._waiting_room():
+                await self._turn_away(stream, framing, *refusal, b"")
+            return
+        end = channel_sockets.make_end(self.core.channels, asked, stream, framing)
+        connection = end if isinstance(end, Connection) else end.connection
+        self._channel_ends[connection] = None
+        try:
+            if isinstance(end, Connection):
+                await end.run(lambda _texts: None, rest=rest)
+            else:
+                await end.run(rest)
+        except Exception as error:  # noqa: BLE001 - frame dispatch
+            _report(f"{asked.direction} end of channel {asked.channel_id}", error)
+        finally:
+            del self._channel_ends[connection]
+            self._tell_if_empty()
 
     async def _serve_worker(
         self, stream: trio.abc.Stream, framing: Framing, rest: bytes, address: str, session: Session | None
@@ -290,7 +352,8 @@ class Listener:
         try:
             self.core.attach(peer)
             closed = await connection.run(peer.on_batch, rest=rest)
-            log.debug("worker %s ended: %s", peer.label, closed)
+            level = logging.WARNING if closed.code in FAULTS else logging.DEBUG
+            log.log(level, "connection of worker %s ended with %d: %s", peer.label, closed.code, closed.reason)
         except Exception as error:  # noqa: BLE001 - frame dispatch
             _report(f"connection of worker {peer.label}", error)
         finally:
@@ -300,6 +363,7 @@ class Listener:
     async def _serve_telemetry(self, stream: trio.abc.Stream, framing: Framing, rest: bytes) -> None:
         def on_binary(data: bytes) -> None:
             self._telemetry_frames += 1
+            self.core.events.emit(TelemetryReceived(None, data))
             if self.telemetry is not None:
                 self.telemetry.frame(data)
 
@@ -317,7 +381,10 @@ class Listener:
 
     def _forget(self, connection: Connection) -> None:
         del self._connections[connection]
-        if not self._connections and self._emptied is not None:
+        self._tell_if_empty()
+
+    def _tell_if_empty(self) -> None:
+        if not self._connections and not self._channel_ends and self._emptied is not None:
             self._emptied.set()
             self._emptied = None
 
@@ -326,17 +393,10 @@ class Listener:
         return ListenerStatistics(
             handshakes=len(self._handshakes),
             connections=len(self._connections),
+            channel_ends=len(self._channel_ends),
             refused=self._refused,
             telemetry_frames=self._telemetry_frames,
         )
-
-
-def _route(request: Request) -> Refusal | None:
-    if request.path in ("/", "", "/otel"):
-        return None
-    if request.path.startswith("/ws/channels/"):
-        return Refusal(404, "Channel not found")
-    return Refusal(404, "Not found: workers connect to /")
 
 
 def _report(what: str, error: Exception) -> None:
@@ -345,15 +405,31 @@ def _report(what: str, error: Exception) -> None:
     log.error("%s failed (incident %s)", what, incident, exc_info=error)
 
 
-def _address(stream: trio.abc.Stream) -> str:
+def _peer(stream: trio.abc.Stream) -> tuple[str, int] | str:
+    """Host and port of the other side, or a word for what has none."""
     if isinstance(stream, trio.SSLStream):
         stream = stream.transport_stream
     if isinstance(stream, trio.SocketStream):
         try:
-            return str(stream.socket.getpeername()[0])
+            host, port = stream.socket.getpeername()[:2]
         except OSError:
             return "gone"
+        return str(host), int(port)
     return "memory"
+
+
+def _address(stream: trio.abc.Stream) -> str:
+    peer = _peer(stream)
+    return peer if isinstance(peer, str) else peer[0]
+
+
+def _peer_name(stream: trio.abc.Stream) -> str:
+    peer = _peer(stream)
+    return peer if isinstance(peer, str) else _shown(*peer)
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 __all__ = ["Listener", "ListenerStatistics", "Telemetry", "bind"]

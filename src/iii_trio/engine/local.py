@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from attrs import define, field, frozen
 
-from ..protocol import ABSENT, NULL, Json, errors
+from ..protocol import ABSENT, NULL, Json, cancellation, errors
 from ..protocol.errors import WireError
 from ..protocol.limits import MAX_MESSAGE, TASK_HANDLERS
+from .channels import Channel
 from .functions import FunctionEntry
 from .invocations import Call, Outcome
 from .peer import DEFAULT_NAMESPACE, Peer
@@ -54,6 +55,7 @@ class LocalPeer(Peer):
 
     core: "Engine"
     nursery: trio.Nursery
+    task_limit: int = TASK_HANDLERS
     tasks: int = field(default=0, init=False)
 
     # -- what a module registers --------------------------------------------------------------------------------------
@@ -100,8 +102,12 @@ class LocalPeer(Peer):
         description: str = "",
         config_format: Any = None,
         call_format: Any = None,
+        return_format: Any = None,
     ) -> TypeClaim:
-        """Provide a trigger type in namespace `default`; parked bindings of the type are bound before this returns."""
+        """Provide a trigger type in namespace `default`; parked bindings of the type are bound before this returns.
+
+        The formats are JSON Schemas: of a binding's config, of what its function is called with, of what it returns.
+        """
         return self.core.triggers.provide(
             TypeClaim(
                 id=type_id,
@@ -111,8 +117,17 @@ class LocalPeer(Peer):
                 description=description,
                 config_format=ABSENT if config_format is None else Json.of(config_format),
                 call_format=ABSENT if call_format is None else Json.of(call_format),
+                return_format=ABSENT if return_format is None else Json.of(return_format),
             )
         )
+
+    def open_channel(self, buffer_size: int | None = None) -> Channel:
+        """A channel of this module's, for `buffer_size` messages (64); it fails when this peer is released.
+
+        One end is used here, by `ChannelWriter` or `ChannelReader`, the other goes to a worker as `channel.ref(…)`.
+        Raises `WireError` when this module has too many.
+        """
+        return self.core.channels.create(self, buffer_size)
 
     # -- calls it makes -----------------------------------------------------------------------------------------------
 
@@ -160,8 +175,8 @@ class LocalPeer(Peer):
             return None
         return started
 
-    def cancel_call(self, call: Call, reason: str = "caller_cancelled") -> None:
-        """Give a call up; its `on_done` will not be called."""
+    def cancel_call(self, call: Call, reason: str = cancellation.CALLER_CANCELLED) -> None:
+        """Give a call up; its `on_done` will not be called. `reason` is one of `cancellation.REASONS`."""
         self.core.invocations.cancel(call, reason)
 
     async def invoke(
@@ -177,8 +192,8 @@ class LocalPeer(Peer):
     ) -> Json:
         """`call`, awaited: the result, or `WireError`.
 
-        Cancelled, it cancels the call at its executor. What has been answered is always returned: if this is cancelled,
-        either nothing was called or the answer had not come.
+        Cancelled, it cancels the call at its executor, which is told the reason. What has been answered is always
+        returned: if this is cancelled, either nothing was called or the answer had not come.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         done = trio.Event()
@@ -201,11 +216,15 @@ class LocalPeer(Peer):
         if outcomes:
             await trio.lowlevel.cancel_shielded_checkpoint()
         else:
+            reason = cancellation.CALLER_CANCELLED
             try:
                 await done.wait()
+            except trio.Cancelled as cancelled:
+                reason = cancellation.reason_of(cancelled)
+                raise
             finally:
                 if call is not None and not outcomes:
-                    self.cancel_call(call)
+                    self.cancel_call(call, reason)
         if outcomes[0].ok:
             return outcomes[0].result
         raise outcomes[0].exception()
@@ -216,8 +235,8 @@ class LocalPeer(Peer):
         """See `Executor.submit`."""
         task, handler = call.function.handler
         if task:
-            if self.tasks >= TASK_HANDLERS:
-                text = f"{TASK_HANDLERS} calls of {self.name} are running already; try again later"
+            if self.tasks >= self.task_limit:
+                text = f"{self.task_limit} calls of {self.name} are running already; try again later"
                 call.fail(WireError(text, errors.WORKER_OVERLOADED))
                 return
             self.tasks += 1
@@ -257,7 +276,7 @@ class LocalPeer(Peer):
     def cancel(self, call: Call, reason: str) -> None:
         """See `Executor.cancel`: a task is cancelled; an inline handler that answers later is left to answer."""
         if isinstance(call.scope, trio.CancelScope):
-            call.scope.cancel()
+            call.scope.cancel(reason=reason)
 
     def deliver(self, call: Call, outcome: Outcome) -> None:
         """See `Caller.deliver`."""
@@ -274,10 +293,15 @@ class LocalPeer(Peer):
 
 
 @asynccontextmanager
-async def open_local(core: "Engine", name: str) -> AsyncIterator[LocalPeer]:
-    """A module's peer for the length of the block; leaving cancels its tasks and releases its whole footprint."""
+async def open_local(core: "Engine", name: str, task_limit: int = TASK_HANDLERS) -> AsyncIterator[LocalPeer]:
+    """A module's peer for the length of the block; leaving cancels its tasks and releases its whole footprint.
+
+    At most `task_limit` calls of task handlers run at once; more are refused with `worker_overloaded`.
+    """
     async with trio.open_nursery() as nursery:
-        peer = LocalPeer(id=str(uuid.uuid4()), name=name, cap=MAX_MESSAGE, core=core, nursery=nursery)
+        peer = LocalPeer(
+            id=str(uuid.uuid4()), name=name, cap=MAX_MESSAGE, core=core, nursery=nursery, task_limit=task_limit
+        )
         core.attach_local(peer)
         try:
             yield peer

@@ -13,6 +13,7 @@ from ..protocol import Json
 if TYPE_CHECKING:
     from ..protocol.errors import WireError
     from .access import Session
+    from .channels import Channel
     from .functions import FunctionEntry
     from .invocations import Call, Outcome
     from .triggers import Binding, TypeClaim
@@ -65,6 +66,7 @@ class Peer:
     functions: "dict[tuple[str, str], FunctionEntry]" = field(factory=dict)
     bindings: "dict[str, Binding]" = field(factory=dict)
     types: "list[TypeClaim]" = field(factory=list)
+    channels: "dict[str, Channel]" = field(factory=dict)
     caller_pair: bytes = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -81,6 +83,9 @@ class Peer:
     def deliver(self, call: "Call", outcome: "Outcome") -> None:
         """See `Caller.deliver`."""
         raise NotImplementedError
+
+    def complain(self, error: "WireError") -> None:
+        """Something this peer sent was refused, and has no answer of its own; worker sockets are told."""
 
     def binding_refused(self, binding: "Binding", error: "WireError") -> None:
         """A provider refused one of this peer's bindings after it had been accepted; worker sockets are told."""

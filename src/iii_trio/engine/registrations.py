@@ -61,11 +61,6 @@ def register_function(peer: "RemotePeer", message: RegisterFunction, exposed_id:
     if not message.id:
         peer.complain(WireError("a function needs a non-empty id", errors.INVALID_MESSAGE))
         return
-    if not message.invocation.absent:
-        text = f"function '{message.id}' was not registered: HTTP-invoked functions are not available in this engine"
-        log.warning("worker %s: %s", peer.label, text)
-        peer.complain(WireError(text, errors.INVALID_MESSAGE))
-        return
     serving = core.functions.get(*key)
     taken = serving is not None and serving.builtin and not message.id.startswith(REPLACEABLE)
     if message.id.startswith(RESERVED) and (peer.namespace != DEFAULT_NAMESPACE or taken):
@@ -84,8 +79,16 @@ def register_function(peer: "RemotePeer", message: RegisterFunction, exposed_id:
         request_format=message.request_format,
         response_format=message.response_format,
         exposed_id=exposed_id,
+        invocation=message.invocation,
     )
+    if entry.invocation:
+        try:
+            core.delegation.admit(entry)
+        except WireError as error:
+            core.delegation.refuse(entry, error)
+            return
     incumbent = core.functions.claim(entry)
+    core.delegation.claimed(entry)
     if incumbent.owner is peer:
         log.debug("worker %s registered %s in %s", peer.label, message.id, peer.namespace)
         return
@@ -117,6 +120,7 @@ def reject_function(peer: "RemotePeer", exposed_id: str, owner_id: str) -> None:
 
 def unregister_function(peer: "RemotePeer", function_id: str) -> None:
     """Give a claim back; not holding one is no error."""
+    peer.core.delegation.forget(peer, peer.namespace, function_id)
     peer.core.functions.release(peer, peer.namespace, function_id)
 
 
@@ -239,8 +243,12 @@ class WorkerProvider:
         self.bind(new)
 
     def unbind(self, binding: Binding, reason: Reason) -> None:
-        """Send `unregistertrigger`, unless it was the provider itself that refused or left."""
-        if reason is Reason.REJECTED or self.peer.leaving:
+        """Send `unregistertrigger`, unless it was the provider itself that refused or left.
+
+        It knows a binding by id and type: one that it has been given in the place of this one, for another namespace in
+        which it provides the type, would end with it.
+        """
+        if reason is Reason.REJECTED or self.peer.leaving or self._serves(binding.id):
             return
         self.peer.send(
             UnregisterTrigger(
@@ -251,6 +259,12 @@ class WorkerProvider:
                 metadata=binding.metadata,
             )
         )
+
+    def _serves(self, binding_id: str) -> bool:
+        """Whether this worker serves a binding of that id under this name of its type now, in whatever namespace."""
+        binding = self.peer.core.triggers.get(binding_id)
+        provider = None if binding is None or binding.claim is None else binding.claim.provider
+        return isinstance(provider, WorkerProvider) and provider.peer is self.peer and provider.type_id == self.type_id
 
 
 def refused_result(trigger: Binding | RegisterTrigger, code: str, text: str) -> TriggerRegistrationResult:

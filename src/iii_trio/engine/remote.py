@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field, frozen
 
-from ..protocol import NULL, Json, codec, errors, trace
+from ..protocol import NULL, Json, cancellation, codec, errors, trace
 from ..protocol.codec import Envelope
 from ..protocol.errors import ProtocolError, WireError
 from ..protocol.limits import DEADLINE_S, ENQUEUES_PER_PEER, MAX_DEPTH, PROBE_S
@@ -32,6 +32,7 @@ from ..transport import Connection, Oversize
 from . import guard, middleware, registrations
 from .admission import REGISTRATIONS, Intake
 from .deadlines import Timer
+from .events import TelemetryReceived
 from .invocations import Call, Outcome
 from .peer import DEFAULT_NAMESPACE, Peer
 from .triggers import Binding
@@ -136,6 +137,7 @@ class RemotePeer(Peer):
         """A binary message: telemetry, or a protocol message in binary dress (spec/protocol.md §1)."""
         if frame[:4] in TELEMETRY:
             self.telemetry_frames += 1
+            self.core.events.emit(TelemetryReceived(self.id if self.announced else None, frame))
             return
         try:
             frame.decode()
@@ -548,7 +550,7 @@ class RemotePeer(Peer):
         """The footprint has been given back; called by `Engine.release` only."""
         self.intake.discard()
         if self.hook is not None:
-            self.core.local.cancel_call(self.hook, "caller_disconnected")
+            self.core.local.cancel_call(self.hook, cancellation.CALLER_DISCONNECTED)
             self.hook = None
         self.stop_grace()
         self._answer_probe(alive=False)
@@ -577,7 +579,7 @@ class RemotePeer(Peer):
         call_id = codec.canonical_id(message.invocation_id) or ""
         call = self.calls.get(call_id)
         if call is not None:
-            self.core.invocations.cancel(call, "caller_cancelled")
+            self.core.invocations.cancel(call, cancellation.known(message.reason))
         else:
             self.intake.withdraw(call_id)
 

@@ -136,6 +136,7 @@ class TypeClaim:
     description: str = ""
     config_format: Json = ABSENT
     call_format: Json = ABSENT
+    return_format: Json = ABSENT
 
 
 @frozen
@@ -227,13 +228,14 @@ class Triggers:
             self.register(binding)  # the provider was lost when it was told: this is for the next one
             return
         if old is not None:
-            if replaces:
-                old.move(BindingState.GONE)
-                self._take_out(old)
-            else:
-                self._drop(old, Reason.UNREGISTERED)
+            self._take_out(old)
         self._insert(binding)
         binding.move(BindingState.LIVE, claim)
+        # what comes of telling others of the old one finds the new one in its place
+        if old is not None and replaces:
+            old.move(BindingState.GONE)
+        elif old is not None:
+            self._leave(old, BindingState.GONE, Reason.UNREGISTERED)
 
     def unregister(self, binding_id: str) -> Binding | None:
         """Take a binding out, whatever its state; returns it, or None when there is none of that id."""

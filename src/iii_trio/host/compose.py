@@ -3,43 +3,47 @@
 serve ─ stores ─ engine ─ modules ─ worker port (last: an open port means ready) ─ children
 stop  ─ drain: root work stops, nested calls go on ─ worker sockets closed 1012 · children · HTTP ─ modules ─ stores
 
-The way down takes `shutdown_grace_ms`, whatever hangs: `DRAIN_SHARE` of it is for running calls, `ENDING_SHARE` for
-sockets, children and HTTP connections to end, all at the same time, and the rest for what is left. Only the stores are
-not hurried: what was acknowledged is on disk anyway, and what was not is being written.
+The way down takes `shutdown_grace_ms`, whatever hangs: `DRAIN_SHARE` of it is for running calls, `UNWIND_SHARE` for
+those that are cancelled then, so that they can clean up, `ENDING_SHARE` for sockets, children and HTTP connections to
+end, all at the same time, and the rest for what is left. Only the stores are not hurried: what was acknowledged is on
+disk anyway, and what was not is being written.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from ipaddress import ip_address
-from pathlib import Path
 from typing import Final
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
-from ..config import EngineConfig, HttpSettings, Live
+from ..config import EngineConfig, Live
 from ..engine import Engine, Listener, open_engine
 from ..engine.engine import EngineStatistics
 from ..engine.listener import ListenerStatistics
+from ..modules.configuration import ConfigurationModule, EntryFiles, Registry
 from ..modules.http import HttpModule
 from ..modules.introspection import IntrospectionModule
-from ..modules.pubsub import PubSubModule
-from ..modules.queue import QueueModule
-from ..modules.state import StateModule
-from ..stores import SqliteStore, Store, StoreStatistics, open_memory, open_sqlite
+from ..stores import Store, StoreStatistics
 from .access import WorkerPort
-from .admin import AdminModule
+from .adopt import Adoption
 from .backups import FOLDER, BackupModule
 from .children import Children, resolve_scripts
+from .crew import MAKERS, Crew
+from .output import LEVELS_VARIABLE, ScriptLog
 from .plan import Overrides, Plan, make_plan
+from .ports import Ports, address_url
+from .reload import Reload
 from .signals import StopSignals
-from .supervise import Module, Supervised, SupervisedStatistics
+from .stores import open_stores
+from .supervise import Supervised, SupervisedStatistics
 
 log = logging.getLogger(__name__)
 
-DRAIN_SHARE: Final = 0.7
+DRAIN_SHARE: Final = 0.6
+UNWIND_SHARE: Final = 0.1
 ENDING_SHARE: Final = 0.2
 STOPPING: Final = "the engine is stopping"
 
@@ -60,23 +64,42 @@ class Running:
 
     core: Engine
     ending_s: float
-    stores: tuple[Store, ...]
-    modules: Mapping[str, Supervised]
-    listeners: tuple[Listener, ...]
-    http: HttpModule | None
+    crew: Crew
+    worker_ports: Ports
+    adoption: Adoption
     _ends_at: float | None = field(default=None, init=False)
+
+    @property
+    def modules(self) -> dict[str, Supervised]:
+        """The supervisor of every built-in worker by its canonical name."""
+        return self.crew.modules
+
+    @property
+    def http(self) -> HttpModule | None:
+        """The HTTP module, where one runs."""
+        return self.crew.http
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """The worker ports, the main one first."""
+        return self.worker_ports.listeners
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """Every store that is open."""
+        return tuple(self.crew.stores.opened.values())
 
     @property
     def worker_url(self) -> str:
         """Where workers of this machine connect."""
         main = self.listeners[0]
         host, port = main.addresses[0]
-        return _url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, secure=main.tls is not None)
+        return address_url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, secure=main.tls is not None)
 
     def child_environment(self) -> dict[str, str]:
         """What the environment of a worker on this machine needs to connect."""
         token = self.listeners[0].rules.token
-        return {"III_URL": self.worker_url, **({} if token is None else {"III_TOKEN": token})}
+        return {"III_URL": self.worker_url, LEVELS_VARIABLE: "1", **({} if token is None else {"III_TOKEN": token})}
 
     def ports(self) -> dict[str, tuple[str, int]]:
         """The first address of each port: `worker`, and `http` where it is served."""
@@ -119,21 +142,16 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
     Raises `ConfigError`, `StoreError` or `StartError` with a text for the user when something cannot start; what had
     started is closed then.
     """
-    plan = make_plan(config, overrides or Overrides())
+    overrides = overrides or Overrides()
+    plan = make_plan(config, overrides)
     for note in plan.notes:
         log.warning("%s", note)
-    ports = [WorkerPort.of(settings, config.token) for settings in plan.listeners]
+    wanted = [WorkerPort.of(settings, config.token) for settings in plan.listeners]
     ending_s = config.shutdown_grace_ms / 1000 * ENDING_SHARE
+    registry = await _open_registry(plan)
+    adoption = Adoption(registry)
     async with AsyncExitStack() as stack:
-        stores = _Stores(stack)
-        makers = await _modules_with_stores(plan, stores)
-        if plan.pubsub is not None:
-            makers["pubsub"] = partial(PubSubModule, Live(plan.pubsub))
-        makers["introspection"] = IntrospectionModule
-        makers["backups"] = partial(BackupModule, plan.data_dir / FOLDER, stores.kept, {})
-        http = None if plan.http is None else HttpModule(Live(plan.http), grace_s=ending_s)
-        if http is not None:
-            makers["http"] = partial(_again, http)
+        stores = await stack.enter_async_context(open_stores())
         core = await stack.enter_async_context(
             open_engine(grace_s=config.grace_ms / 1000, default_timeout_s=config.default_invocation_timeout_ms / 1000)
         )
@@ -141,18 +159,25 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
             core.invocations.slow_s = config.slow_call_ms / 1000
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
-        modules = {name: Supervised(core, name, make) for name, make in makers.items()}
-        for name, supervised in modules.items():
-            await nursery.start(supervised.run, name=f"supervisor of {name}")
-        if http is not None:
-            _keep_port(http)
-        listeners = tuple([await _listen(core, nursery, port) for port in ports])
+        ports = Ports(core, nursery, config.token, ending_s)
+        crew = Crew(
+            core=core,
+            nursery=nursery,
+            stores=stores,
+            adoption=adoption,
+            data_dir=plan.data_dir,
+            ending_s=ending_s,
+            picture=lambda: running.statistics(),
+        )
+        running = Running(core, ending_s, crew, ports, adoption)
+        await _start_crew(crew, plan, registry)
+        adoption.log_sources(plan.blocks.values())
+        for worker_port in wanted:
+            await ports.add(worker_port)
         core.serving()
-        running = Running(core, ending_s, tuple(stores.opened.values()), modules, listeners, http)
-        if plan.admin is not None:
-            make_admin = partial(AdminModule, Live(plan.admin), running.statistics)
-            modules["admin"] = Supervised(core, "admin", make_admin)
-            await nursery.start(modules["admin"].run, name="supervisor of admin")
+        if config.source is not None:
+            reload = Reload(config, overrides, plan, crew, ports, adoption)
+            nursery.start_soon(reload.run, name="configuration file")
         try:
             yield running
         finally:
@@ -160,65 +185,26 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
             await running.wait_closed()
 
 
-@define(eq=False)
-class _Stores:
-    """The stores of this process, each opened once; `stack` closes them. `kept`: those on disk, by name."""
-
-    stack: AsyncExitStack
-    opened: dict[Path | str, Store] = field(factory=dict)
-    kept: dict[str, SqliteStore] = field(factory=dict)
-
-    async def open(self, name: str, file: Path | None) -> Store:
-        """The store in a file, or one in memory for `name` alone."""
-        key = name if file is None else file
-        if key not in self.opened:
-            opening = open_sqlite(key) if isinstance(key, Path) else open_memory()
-            self.opened[key] = await self.stack.enter_async_context(opening)
-        store = self.opened[key]
-        if isinstance(store, SqliteStore):
-            self.kept[name] = store
-        return store
+async def _open_registry(plan: Plan) -> Registry:
+    """The configuration as it is stored: what the workers are made from. Raises `StoreError`."""
+    directory = plan.entries_directory()
+    files = None if directory is None else EntryFiles(directory.absolute())
+    registry = Registry(files=files, wall_ms=lambda: time.time_ns() // 1_000_000)
+    await registry.load()
+    return registry
 
 
-async def _modules_with_stores(plan: Plan, stores: _Stores) -> dict[str, Callable[[], Module]]:
-    makers: dict[str, Callable[[], Module]] = {}
-    files = plan.store_files()
-    if plan.state is not None:
-        store = await stores.open("state", files.get("state"))
-        makers["state"] = partial(StateModule, Live(plan.state), store.key_value("state"))
-    if plan.queue is not None:
-        store = await stores.open("queue", files.get("queue"))
-        makers["queue"] = partial(QueueModule, Live(plan.queue), store.job_log())
-    return makers
-
-
-def _again(http: HttpModule) -> HttpModule:
-    """The HTTP module is one object for all its lives: who holds it finds the addresses of the present one."""
-    return http
-
-
-def _keep_port(http: HttpModule) -> None:
-    """A port that the system chose is this engine's from now on, also when the module has to start again."""
-    settings: Live[HttpSettings] = http.settings
-    settings.set(evolve(settings.value, port=http.addresses[0][1]))
-
-
-async def _listen(core: Engine, nursery: trio.Nursery, worker_port: WorkerPort) -> Listener:
-    listener = worker_port.listener(core)
-    await nursery.start(listener.run, name="worker port")
-    for host, port in listener.addresses:
-        url = _url(host, port, secure=listener.tls is not None)
-        log.info("workers connect to %s%s", url, ", with a token" if listener.rules.token is not None else "")
-        if not ip_address(host).is_loopback and not listener.rules.restricts:
-            log.warning(
-                "%s IS OPEN TO THE NETWORK, WITHOUT ACCESS CONTROL: who reaches it can call and replace everything", url
-            )
-    return listener
-
-
-def _url(host: str, port: int, *, secure: bool) -> str:
-    scheme = "wss" if secure else "ws"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+async def _start_crew(crew: Crew, plan: Plan, registry: Registry) -> None:
+    settings = Live(plan.configuration)
+    await crew.supervise("configuration", partial(ConfigurationModule, settings, registry))
+    await crew.supervise("introspection", IntrospectionModule)
+    folders = {} if registry.files is None else {"configuration": registry.files.directory}
+    await crew.supervise("backups", partial(BackupModule, crew.data_dir / FOLDER, crew.stores.kept, folders))
+    for name in MAKERS:
+        block = plan.blocks.get(name)
+        if block is not None:
+            await crew.start(block)
+    await crew.supervise("settings", lambda: crew.adoption)
 
 
 async def serve(
@@ -251,20 +237,15 @@ async def serve(
         async with open_host(config, overrides) as running, trio.open_nursery() as children:
             if resolved:
                 service = Children(
-                    resolved, running.child_environment(), _log_line, reload, stop_grace_s=running.ending_s
+                    resolved, running.child_environment(), ScriptLog().line, reload, stop_grace_s=running.ending_s
                 )
                 await children.start(service.run, name="children")
             on_ready(running)
             up = True
             await asked.wait()
             log.info("%s: stopping, within %.1f s", stop.name, grace_s)
-            if not await running.core.drain(grace_s * DRAIN_SHARE):
-                log.warning("%d calls did not end in time and are cancelled", running.core.statistics().running)
+            await running.core.drain(grace_s * DRAIN_SHARE, grace_s * UNWIND_SHARE)
             running.close()
             children.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
     log.info("stopped" if up else f"stopped by {stop.name} before everything was up")
-
-
-def _log_line(name: str, line: str) -> None:
-    log.info("%s", line, extra={"source": name})

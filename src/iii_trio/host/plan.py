@@ -1,7 +1,7 @@
 """What a configuration asks the host to run: every block read and checked before anything is opened."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,13 +10,16 @@ from attrs import define, evolve, field, frozen
 from ..config import (
     AdminSettings,
     ConfigError,
+    ConfigurationSettings,
     EngineConfig,
     Entry,
+    HttpFunctionsSettings,
     HttpSettings,
     Problem,
     PubSubSettings,
     QueueModuleSettings,
     StateSettings,
+    Structured,
     WorkerManagerSettings,
     YamlMapping,
     read_settings,
@@ -24,7 +27,7 @@ from ..config import (
 
 log = logging.getLogger(__name__)
 
-NOT_HERE: Final = ("stream", "cron", "configuration", "observability", "telemetry", "http-functions", "exec", "bridge")
+NOT_HERE: Final = ("stream", "cron", "observability", "telemetry", "exec", "bridge")
 """Workers that a configuration may list and that this release does not have."""
 
 
@@ -38,13 +41,42 @@ class Overrides:
     data_dir: Path | None = None
 
 
+@frozen(kw_only=True)
+class Block:
+    """What file and command line say about one worker: `file` over the defaults, `flags` over that."""
+
+    entry: Entry
+    file: Structured[Any]
+    flags: Mapping[str, Any] = field(factory=dict)
+    source: Path | None = None
+
+    @property
+    def settings(self) -> Any:
+        """The settings, as far as nothing else is stored."""
+        return evolve(self.file.settings, **self.flags)
+
+    def sources(self, stored: Collection[str] = (), place: str = "") -> str:
+        """Where each setting comes from, in words; `stored` are those that the entry kept in `place` has."""
+        layers = (
+            (sorted(self.file.given - set(stored) - set(self.flags)), str(self.source)),
+            (sorted(set(stored) - set(self.flags)), place),
+            (list(self.flags), "the command line"),
+        )
+        said = [f"{', '.join(names)} from {origin}" for names, origin in layers if names]
+        return "; ".join([*said, "the rest defaults"]) if said else "defaults"
+
+
 @define(kw_only=True)
 class Plan:
     """What is to run. `listeners` are the worker ports, the main one first; a module that is None does not run."""
 
     data_dir: Path
+    blocks: dict[str, Block] = field(factory=dict)
+    """The same, worker by worker in the order of the file, by instance."""
+    configuration: ConfigurationSettings = field(factory=ConfigurationSettings)
     listeners: list[WorkerManagerSettings] = field(factory=list)
     http: HttpSettings | None = None
+    http_functions: HttpFunctionsSettings | None = None
     state: StateSettings | None = None
     queue: QueueModuleSettings | None = None
     pubsub: PubSubSettings | None = None
@@ -60,6 +92,15 @@ class Plan:
         }
         return {name: file_in(directory) for name, directory in directories.items() if directory is not None}
 
+    def entries_directory(self) -> Path | None:
+        """Where configuration entries are kept: as configured, else beside ./data, else inside the data directory."""
+        adapter = self.configuration.adapter
+        if adapter.name != "fs":
+            return None
+        if adapter.config.directory is not None:
+            return Path(adapter.config.directory)
+        return Path("config") if self.data_dir == Path("data") else self.data_dir / "config"
+
 
 def file_in(directory: Path) -> Path:
     """The store's file in its directory."""
@@ -67,13 +108,17 @@ def file_in(directory: Path) -> Path:
 
 
 def make_plan(config: EngineConfig, overrides: Overrides) -> Plan:
-    """Read every block and say in the log where each worker's settings come from.
-
-    Raises `ConfigError` naming file, line and key.
-    """
+    """Read and check every block. Raises `ConfigError` naming file, line and key."""
     plan = Plan(data_dir=overrides.data_dir or Path(config.data_dir), notes=list(config.notes))
     for entry in config.entries:
-        if entry.name == "worker-manager":
+        if entry.name != entry.instance and entry.name != "worker-manager":
+            where = f"{config.source}:{entry.line}: " if config.source is not None else ""
+            plan.notes.append(
+                f"{where}'{entry.label}' stands there again; one of a kind runs, and the first one counts"
+            )
+        elif entry.name == "configuration":
+            plan.configuration = _read(plan, config, entry, ConfigurationSettings)
+        elif entry.name == "worker-manager":
             first = not plan.listeners
             changes = _given(host=overrides.host, port=overrides.port) if first else {}
             plan.listeners.append(_read(plan, config, entry, WorkerManagerSettings, changes))
@@ -81,6 +126,8 @@ def make_plan(config: EngineConfig, overrides: Overrides) -> Plan:
             changes = _given(host=overrides.host, port=overrides.http_port)
             plan.http = _read(plan, config, entry, HttpSettings, changes)
             _refuse(entry, "middleware", plan.http.middleware or None)
+        elif entry.name == "http-functions":
+            plan.http_functions = _read(plan, config, entry, HttpFunctionsSettings)
         elif entry.name == "state":
             plan.state = _read(plan, config, entry, StateSettings)
         elif entry.name == "queue":
@@ -102,15 +149,11 @@ def _given(**options: Any) -> dict[str, Any]:
 def _read(
     plan: Plan, config: EngineConfig, entry: Entry, cls: type[Any], changes: Mapping[str, Any] | None = None
 ) -> Any:
-    """The settings of one entry with the command line's `changes`; their sources go to the log, remarks to the notes."""
+    """The settings of one entry with the command line's `changes`; remarks go to the notes."""
     structured = read_settings(cls, entry)
     plan.notes += structured.notes
-    changes = changes or {}
-    in_file = sorted(structured.given - set(changes))
-    sources = [f"{', '.join(in_file)} from {config.source}"] if in_file else []
-    sources += [f"{', '.join(changes)} from the command line"] if changes else []
-    log.info("worker %s: %s", entry.label, "; ".join([*sources, "the rest defaults"]) if sources else "defaults")
-    return evolve(structured.settings, **changes)
+    block = plan.blocks[entry.instance] = Block(entry=entry, file=structured, flags=changes or {}, source=config.source)
+    return block.settings
 
 
 def _refuse(entry: Entry, key: str, value: object) -> None:

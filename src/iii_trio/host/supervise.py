@@ -53,15 +53,30 @@ class SupervisedStatistics:
 
 
 @define(eq=False)
+class _Replacement:
+    """Somebody waits for a module to be replaced; `before` is what made it until now."""
+
+    before: Callable[[], Module]
+    settled: trio.Event = field(factory=trio.Event)
+    failure: Exception | None = None
+
+
+@define(eq=False)
 class Supervised:
-    """One module and its supervisor. `make` gives a fresh module for each start; `module` is the latest."""
+    """One module and its supervisor. `make` gives a fresh module for each start; `module` is the latest.
+
+    `ended`: it runs no more and never again.
+    """
 
     core: Engine
     name: str
     make: Callable[[], Module]
     _restarts: int = field(default=0, init=False)
     module: Module | None = field(default=None, init=False)
+    ended: trio.Event = field(factory=trio.Event, init=False)
     _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
+    _life: trio.CancelScope = field(factory=trio.CancelScope, init=False)
+    _replacement: _Replacement | None = field(default=None, init=False)
 
     async def run(self, *, task_status: trio.TaskStatus["Supervised"] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the module until cancelled or stopped; it starts again after 0.5 s, then twice the wait before, up to 30 s.
@@ -76,27 +91,59 @@ class Supervised:
                 while True:
                     began = clock.now()
                     state, failure = "restarting", None
+                    self._life, awaited = trio.CancelScope(), self._replacement
                     try:
-                        async with trio.open_nursery() as nursery:
-                            self.module = self.make()
-                            await nursery.start(self.module.run, self.core, name=f"{self.name} module")
-                            modules[self.name] = "running"
-                            if first:
-                                first = False
-                                task_status.started(self)
+                        with self._life:
+                            async with trio.open_nursery() as nursery:
+                                self.module = self.make()
+                                await nursery.start(self.module.run, self.core, name=f"{self.name} module")
+                                modules[self.name] = "running"
+                                self._settle(awaited)
+                                if first:
+                                    first = False
+                                    task_status.started(self)
                     except Exception as error:
                         if first:
                             raise _start_error(self.name, error) from error
                         failure = error
                         state = f"restarting (incident {uuid.uuid4().hex[:12]})"
                     modules[self.name] = state
+                    if self._settle(awaited, failure) or self._life.cancelled_caught:
+                        continue
                     wait_s = backoff.after(clock.now() - began)
                     how = "ended by itself" if failure is None else "failed"
                     log.error("module %s %s; %s in %.1f s", self.name, how, state, wait_s, exc_info=failure)
                     self._restarts += 1
-                    await trio.sleep(wait_s)
+                    self._life = trio.CancelScope()
+                    with self._life:
+                        await trio.sleep(wait_s)
         finally:
             modules[self.name] = "stopped"
+            self._settle(self._replacement)
+            self.ended.set()
+
+    async def replace(self, make: Callable[[], Module]) -> None:
+        """End the module and start what `make` gives in its place; returns when that runs.
+
+        Raises `StartError` if it cannot start: the one before is started again then. One replacement at a time.
+        """
+        replacement = self._replacement = _Replacement(self.make)
+        self.make = make
+        self._life.cancel()
+        await replacement.settled.wait()
+        if replacement.failure is not None:
+            raise _start_error(self.name, replacement.failure) from replacement.failure
+
+    def _settle(self, replacement: _Replacement | None, failure: Exception | None = None) -> bool:
+        """Tell who waits for a replacement how it went; False when nobody does any more."""
+        if replacement is None or replacement is not self._replacement:
+            return False
+        self._replacement = None
+        if failure is not None:
+            self.make = replacement.before
+        replacement.failure = failure
+        replacement.settled.set()
+        return True
 
     def stop(self) -> None:
         """Begin to stop the module; `run` returns when it has ended."""

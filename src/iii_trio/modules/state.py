@@ -8,7 +8,7 @@ refused or failed call changes nothing and fires nothing.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import trio
 from attrs import define, field, frozen
@@ -16,20 +16,15 @@ from attrs import define, field, frozen
 from ..config import Live, StateSettings
 from ..engine import LATER, Binding, Call, Engine, Firing, Later, open_local
 from ..engine.firing import FiringStatistics
-from ..protocol import ABSENT, NULL, Json, JsonError
+from ..protocol import ABSENT, NULL, Json
 from ..protocol.codec import encode_value
 from ..protocol.errors import StoreError, WireError
-from ..protocol.limits import MAX_DEPTH
-from ..protocol.scan import deeper_than
 from ..stores import (
-    MISSING,
-    Change,
     Failed,
     KeyValue,
     KeyValueStatistics,
     MalformedOps,
     OnDone,
-    Ops,
     Result,
     StoreClosed,
     Updated,
@@ -37,6 +32,7 @@ from ..stores import (
 )
 from .bindings import BindingIndex
 from .inputs import call_fields, config_fields, object_schema
+from .updates import ERRORS_SCHEMA, OPS_SCHEMA, Decided, decide
 
 T = TypeVar("T")
 
@@ -47,9 +43,6 @@ UPDATE_ERROR: Final = "UPDATE_ERROR"
 LIST_ERROR: Final = "LIST_ERROR"
 LIST_GROUPS_ERROR: Final = "LIST_GROUPS_ERROR"
 VALUE_TOO_LARGE: Final = "VALUE_TOO_LARGE"
-
-MAX_VALUE_DEPTH: Final = MAX_DEPTH - 2
-"""Levels of a value: on the wire it stands inside a result or event, inside a frame. Only updates can nest deeper."""
 
 FAILURES: Final = {
     SET_ERROR: "Failed to set value",
@@ -71,35 +64,6 @@ _SCOPE: Final = {"type": "string", "description": "The group the key belongs to.
 _KEY: Final = {"type": "string", "description": "The key within its scope."}
 _OLD: Final = {"description": "The value before; null if there was none."}
 _NEW: Final = {"description": "The value after."}
-_OPS: Final = {
-    "type": "array",
-    "description": "Applied in order, as one step; one that fails is skipped and reported.",
-    "items": {
-        "type": "object",
-        "properties": {
-            "type": {"type": "string", "enum": ["set", "merge", "increment", "decrement", "append", "remove"]},
-            "path": {
-                "description": 'A first-level key, or for merge and append an array of nested keys; "" is the root.'
-            },
-            "value": {},
-            "by": {"type": "number"},
-        },
-        "required": ["type"],
-    },
-}
-_ERRORS: Final = {
-    "type": "array",
-    "description": "One entry for each op that failed; left out when none did.",
-    "items": {
-        "type": "object",
-        "properties": {
-            "op_index": {"type": "integer"},
-            "code": {"type": "string"},
-            "message": {"type": "string"},
-        },
-        "required": ["op_index", "code", "message"],
-    },
-}
 _ADDRESS: Final = {"scope": _SCOPE, "key": _KEY}
 _CHANGE: Final = {"old_value": _OLD, "new_value": _NEW}
 _ONE_OR_ANY: Final = {"type": ["string", "null"]}
@@ -110,11 +74,11 @@ SET_FORMAT: Final = object_schema(
     ("scope", "key", "value"),
 )
 ADDRESS_FORMAT: Final = object_schema("StateAddress", _ADDRESS, tuple(_ADDRESS))
-UPDATE_FORMAT: Final = object_schema("StateUpdateInput", {**_ADDRESS, "ops": _OPS}, ("scope", "key", "ops"))
+UPDATE_FORMAT: Final = object_schema("StateUpdateInput", {**_ADDRESS, "ops": OPS_SCHEMA}, ("scope", "key", "ops"))
 LIST_FORMAT: Final = object_schema("StateListInput", {"scope": _SCOPE}, ("scope",))
 LIST_GROUPS_FORMAT: Final = object_schema("StateListGroupsInput", {})
 SET_RESULT: Final = object_schema("StateSetResult", _CHANGE, tuple(_CHANGE))
-UPDATE_RESULT: Final = object_schema("StateUpdateResult", {**_CHANGE, "errors": _ERRORS}, tuple(_CHANGE))
+UPDATE_RESULT: Final = object_schema("StateUpdateResult", {**_CHANGE, "errors": ERRORS_SCHEMA}, tuple(_CHANGE))
 LIST_GROUPS_RESULT: Final = object_schema(
     "StateListGroupsResult", {"groups": {"type": "array", "items": {"type": "string"}}}, ("groups",)
 )
@@ -148,35 +112,6 @@ def read_config(binding: Binding) -> tuple[Place, str | None]:
     fields = config_fields(binding)
     place = fields.text_or_none("scope"), fields.text_or_none("key")
     return place, fields.function_id("condition_function_id")
-
-
-@frozen
-class Decided:
-    """What an update makes of a value: the new one, what went wrong, and whether it was stored."""
-
-    value: Json
-    errors: list[dict[str, Any]]
-    written: bool
-    too_large: bool = False
-
-
-def decide(ops: Ops, limit: int | None, current: bytes | None) -> Change[Decided]:
-    """Carry out the operations of one `state::update`: a pure function, run inside the store's transaction.
-
-    A missing key none of whose operations succeeded stays missing (§4.6). `limit` is `max_value_bytes`: a value above it
-    may shrink, but not grow. Raises `StoreError` for a value that no peer could decode any more.
-    """
-    try:
-        applied = ops.apply(MISSING if current is None else Json(current).decode())
-    except JsonError as error:
-        raise StoreError(f"the stored value is not JSON: {error}") from None
-    new = Json.of(applied.new_value)
-    if new.raw.count(b"[") + new.raw.count(b"{") > MAX_VALUE_DEPTH and deeper_than(new.raw, MAX_VALUE_DEPTH):
-        raise StoreError(f"the value would be nested deeper than {MAX_VALUE_DEPTH} levels")
-    if limit is not None and len(new) > max(limit, 0 if current is None else len(current)):
-        return Change(None, Decided(new, applied.errors, written=False, too_large=True))
-    written = current is not None or applied.changed_any
-    return Change(new.raw if written else None, Decided(new, applied.errors, written))
 
 
 @frozen

@@ -52,6 +52,7 @@ class Envelope(msgspec.Struct, gc=False):
 
 _open = msgspec.json.Decoder(Envelope).decode
 _decode_any = msgspec.json.Decoder().decode
+_skim = msgspec.json.Decoder(msgspec.Raw).decode
 _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 
@@ -88,6 +89,21 @@ def open_envelope(frame: bytes) -> Envelope:
 def nests_too_deep(data: bytes) -> bool:
     """Whether valid JSON text nests too deep for the payload of a frame: who wraps a payload has to ask again."""
     return data.count(b"[") + data.count(b"{") >= MAX_DEPTH and deeper_than(data, MAX_DEPTH - 1)
+
+
+def check_payload(text: bytes) -> None:
+    """Whether text that came by another way than a frame may travel as a payload. Raises `ProtocolError` if not."""
+    try:
+        text.decode()
+        _skim(text)
+    except _DECODE_ERRORS as error:
+        raise ProtocolError(str(error) or "nested too deeply") from None
+    if _BACKSLASH in text and has_lone_surrogate(text):
+        raise ProtocolError("a string holds half a surrogate pair")
+    if nests_too_deep(text):
+        raise ProtocolError(f"nested deeper than {MAX_DEPTH - 2} levels")
+    if len(text) > MAX_DIGITS and has_endless_number(text):
+        raise ProtocolError(f"a number has {MAX_DIGITS} digits or more")
 
 
 _INVOCATION_ID: Final = re.compile(rb'"invocation_id"\s*:\s*"([^"\\]{1,64})"')

@@ -23,6 +23,15 @@ ENGINE_DRAINING = "engine_draining"
 ENQUEUE_ERROR = "enqueue_error"
 DESERIALIZATION_ERROR = "deserialization_error"
 TRIGGER_REGISTRATION_FAILED = "trigger_registration_failed"
+URL_VALIDATION_FAILED = "url_validation_failed"
+SECRET_NOT_FOUND = "secret_not_found"
+TOKEN_NOT_FOUND = "token_not_found"
+API_KEY_NOT_FOUND = "api_key_not_found"
+HTTP_ERROR = "http_error"
+HTTP_REQUEST_FAILED = "http_request_failed"
+HTTP_RESPONSE_FAILED = "http_response_failed"
+INVALID_RESPONSE = "invalid_response"
+HTTP_FUNCTIONS_UNAVAILABLE = "http_functions_unavailable"
 WORKER_NAMESPACE_CONFLICT = "WORKER_NAMESPACE_CONFLICT"
 FUNCTION_NAMESPACE_CONFLICT = "FUNCTION_NAMESPACE_CONFLICT"
 
@@ -80,13 +89,19 @@ def bad_input(function_id: str, detail: str) -> InvalidInput:
     return InvalidInput(f"Failed to deserialize input for {function_id}: {detail}")
 
 
-def not_found_text(function_id: str, namespace: str, elsewhere: Iterable[str] = (), *, internal: bool = False) -> str:
-    """Text of `function_not_found` (spec/protocol.md §7.1); engine-internal calls use the form without a period."""
+def not_found_text(
+    function_id: str, namespace: str, elsewhere: Iterable[str] = (), why: str = "", internal: bool = False
+) -> str:
+    """Text of `function_not_found` (spec/protocol.md §7.1); engine-internal calls use the form without a period.
+
+    `why` is a sentence without its period that says what became of it: that its registration was refused, for instance.
+    """
+    text = f"Function {function_id} not found in namespace {namespace}"
     if internal:
-        return f"Function {function_id} not found in namespace {namespace}"
-    text = f"Function {function_id} not found in namespace {namespace}."
+        return f"{text}. {why}" if why else text
     names = ", ".join(sorted(elsewhere))
-    return f"{text} It is registered in namespace(s): {names}." if names else text
+    hint = f"It is registered in namespace(s): {names}" if names else ""
+    return " ".join(f"{sentence}." for sentence in (text, hint, why) if sentence)
 
 
 def blank_namespace_text(field: str = "namespace") -> str:

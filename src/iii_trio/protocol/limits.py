@@ -41,6 +41,15 @@ BINDINGS_PER_PEER: Final = 100_000
 PENDING_SOCKETS: Final = 1_024
 PEERS: Final = 10_000
 
+# -- channels
+CHANNEL_ITEMS: Final = 64
+CHANNEL_ITEMS_MOST: Final = 1_024
+CHANNEL_BYTES: Final = 16 * MIB
+CHANNEL_BYTES_ALL: Final = 256 * MIB
+CHANNEL_CHUNK: Final = 64 * KIB
+CHANNEL_OUTBOX: Final = 256 * KIB
+CHANNELS_PER_PEER: Final = 10_000
+
 # -- deliveries (conditions and handlers of triggers)
 FIRING_RUNNING: Final = 256
 FIRING_WAITING: Final = 10_000
@@ -62,7 +71,29 @@ LOG_CHARS: Final = 16 * MIB
 LOG_MESSAGE_CHARS: Final = 32_768
 CHILD_LINE_CHARS: Final = 16_384
 HTTP_BODY: Final = 16 * MIB
+TELEMETRY_READ: Final = 256 * KIB
+HTTP_CALLS: Final = 4_096
+HTTP_HOST_RUNNING: Final = 100
+HTTP_HOST_WAITING: Final = 400
+HTTP_HOST_BYTES: Final = 64 * MIB
+HTTP_RESPONSE: Final = 16 * MIB
+HTTP_RESPONSE_ALL: Final = 256 * MIB
+HTTP_METADATA: Final = 4 * KIB
+HTTP_LOOKUPS: Final = 8
+HTTP_CHECKS: Final = 10_000
+REFUSED_FUNCTIONS: Final = 1_000
+STREAM_SOCKETS: Final = 10_000
+STREAM_SUBSCRIPTIONS: Final = 1_000
+STREAM_MESSAGE: Final = 256 * KIB
+STREAM_FRAMES: Final = 64
+STREAM_OUTBOX: Final = 256 * KIB
+STREAM_BACKLOG: Final = 256
+STREAM_BACKLOG_BYTES: Final = 1 * MIB
+STREAM_PROVIDER_CALLS: Final = 1_024
 NAME_CHARS: Final = 280
+CONFIGURATION_ENTRIES: Final = 1_000
+CONFIGURATION_VALUE: Final = 1 * MIB
+CONFIGURATION_HISTORY: Final = 20
 
 # -- a worker of our own SDK
 WORKER_HANDLERS: Final = 256
@@ -82,10 +113,19 @@ HOOK_S: Final = 5.0
 CONDITION_S: Final = 30.0
 PROVIDER_ACK_S: Final = 10.0
 NAMESPACE_GRACE_S: Final = 5.0
+ACCEPT_PAUSE_S: Final = 1.0
+CHANNEL_UNATTACHED_S: Final = 300.0
+CHANNEL_STALL_S: Final = 3600.0
+CHANNEL_KEEPALIVE_S: Final = 60.0
+HTTP_CALL_S: Final = 30.0
+HTTP_CONNECT_S: Final = 3.0
+HTTP_LOOKUP_S: Final = 5.0
+HTTP_IDLE_S: Final = 4.0
 INVOCATION_S: Final = 3600.0
 DEADLINE_S: Final = 366 * 86_400.0
 DELIVERY_S: Final = 1800.0
 SHUTDOWN_GRACE_S: Final = 5.0
+CANCEL_GRACE_S: Final = 5.0
 LATE_WAKEUP_S: Final = 1.0
 
 
@@ -128,6 +168,13 @@ TABLE: Final[tuple[Limit, ...]] = (
     ),
     Limit("PENDING_SOCKETS", PENDING_SOCKETS, "sockets", "the oldest is closed", "handshakes that never finish"),
     Limit("PEERS", PEERS, "connections", "closed 1013 after the handshake", "file descriptors"),
+    Limit("CHANNEL_ITEMS", CHANNEL_ITEMS, "messages", "its writer is not read", "a slow reader", "buffer_size"),
+    Limit("CHANNEL_ITEMS_MOST", CHANNEL_ITEMS_MOST, "messages", "taken as this", "a caller's own `buffer_size`"),
+    Limit("CHANNEL_BYTES", CHANNEL_BYTES, "bytes", "its writer is not read", "messages of any size"),
+    Limit("CHANNEL_BYTES_ALL", CHANNEL_BYTES_ALL, "bytes", "one message a channel", "all channels together"),
+    Limit("CHANNEL_CHUNK", CHANNEL_CHUNK, "bytes", "binary leaves in several", "Python readers take 1 MiB"),
+    Limit("CHANNEL_OUTBOX", CHANNEL_OUTBOX, "bytes", "the channel's queue waits", "one socket's share"),
+    Limit("CHANNELS_PER_PEER", CHANNELS_PER_PEER, "channels", "`too_many_channels`", "one worker's footprint"),
     Limit("FIRING_RUNNING", FIRING_RUNNING, "deliveries", "wait in their lane", "handlers at work per provider"),
     Limit("FIRING_WAITING", FIRING_WAITING, "deliveries", "dropped and counted", "events faster than handlers"),
     Limit("TASK_HANDLERS", TASK_HANDLERS, "tasks", "`worker_overloaded`", "built-ins that wait for peers"),
@@ -158,7 +205,44 @@ TABLE: Final[tuple[Limit, ...]] = (
         "a paused socket that must be read",
     ),
     Limit("WORKER_BINDINGS", WORKER_BINDINGS, "changes", "refused", "a slow trigger provider"),
+    Limit("CONFIGURATION_ENTRIES", CONFIGURATION_ENTRIES, "entries", "refused", "each is a file and held in memory"),
+    Limit("CONFIGURATION_VALUE", CONFIGURATION_VALUE, "bytes", "refused", "settings are no data; schemas are bound too"),
+    Limit("CONFIGURATION_HISTORY", CONFIGURATION_HISTORY, "values", "the oldest goes", "enough to find the way back"),
+    Limit("TELEMETRY_READ", TELEMETRY_READ, "bytes", "counted, not read", "a frame of metrics is read on the loop"),
     Limit("HTTP_BODY", HTTP_BODY, "bytes", "413", "a request body is held in memory", "http.body_limit"),
+    Limit("HTTP_CALLS", HTTP_CALLS, "calls", "`worker_overloaded`", "HTTP-invoked functions, all hosts together"),
+    Limit("HTTP_HOST_RUNNING", HTTP_HOST_RUNNING, "calls", "the rest waits", "connections to one host"),
+    Limit("HTTP_HOST_WAITING", HTTP_HOST_WAITING, "calls", "`worker_overloaded`", "a host that does not keep up"),
+    Limit("HTTP_HOST_BYTES", HTTP_HOST_BYTES, "bytes", "`worker_overloaded`", "payloads on their way to one host"),
+    Limit(
+        "HTTP_RESPONSE", HTTP_RESPONSE, "bytes", "`payload_too_large`", "held in memory", "http-functions.response_limit"
+    ),
+    Limit("HTTP_RESPONSE_ALL", HTTP_RESPONSE_ALL, "bytes", "`worker_overloaded`", "all answers that are being read"),
+    Limit("HTTP_METADATA", HTTP_METADATA, "bytes", "left out and logged", "what servers take as one header"),
+    Limit("HTTP_LOOKUPS", HTTP_LOOKUPS, "threads", "the rest waits", "resolvers that do not answer"),
+    Limit("HTTP_CHECKS", HTTP_CHECKS, "functions", "refused", "registrations whose host is looked up"),
+    Limit("REFUSED_FUNCTIONS", REFUSED_FUNCTIONS, "refusals", "the oldest is forgotten", "why a function is missing"),
+    Limit("STREAM_SOCKETS", STREAM_SOCKETS, "sockets", "closed 1013 after the handshake", "file descriptors"),
+    Limit("STREAM_SUBSCRIPTIONS", STREAM_SUBSCRIPTIONS, "subscriptions", "`unauthorized`", "one socket's footprint"),
+    Limit("STREAM_MESSAGE", STREAM_MESSAGE, "bytes", "close 1009", "subscribers send joins and leaves alone"),
+    Limit("STREAM_FRAMES", STREAM_FRAMES, "frames", "the socket is not read", "joins that wait for their handlers"),
+    Limit("STREAM_OUTBOX", STREAM_OUTBOX, "bytes", "its events wait", "a subscriber that reads slowly"),
+    Limit(
+        "STREAM_BACKLOG",
+        STREAM_BACKLOG,
+        "events",
+        "dropped; `sync` once it reads again",
+        "a subscriber that reads slowly",
+        "stream.adapter.config.channel_size",
+    ),
+    Limit(
+        "STREAM_BACKLOG_BYTES",
+        STREAM_BACKLOG_BYTES,
+        "bytes",
+        "dropped; `sync` once it reads again",
+        "events of any size",
+    ),
+    Limit("STREAM_PROVIDER_CALLS", STREAM_PROVIDER_CALLS, "calls", "refused", "providers that call themselves"),
     Limit("HANDSHAKE_S", HANDSHAKE_S, "s", "closed", "half a request head", "worker-manager.handshake_timeout_ms"),
     Limit("PING_AFTER_S", PING_AFTER_S, "s", "ping", "dead peers are found"),
     Limit("DEAD_AFTER_S", DEAD_AFTER_S, "s", "ended", "CPU-bound workers are given a minute"),
@@ -171,8 +255,17 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit(
         "NAMESPACE_GRACE_S", NAMESPACE_GRACE_S, "s", "`default`", "SDKs name it last", "registration_namespace_grace_ms"
     ),
+    Limit("ACCEPT_PAUSE_S", ACCEPT_PAUSE_S, "s", "accepts again", "no file descriptors left"),
+    Limit("CHANNEL_UNATTACHED_S", CHANNEL_UNATTACHED_S, "s", "ended", "an end that nobody ever attached"),
+    Limit("CHANNEL_STALL_S", CHANNEL_STALL_S, "s", "close 1013", "a reader that takes nothing for so long is gone"),
+    Limit("CHANNEL_KEEPALIVE_S", CHANNEL_KEEPALIVE_S, "s", "TCP asks for a sign of life", "half-open channel ends"),
+    Limit("HTTP_CALL_S", HTTP_CALL_S, "s", "`http_request_failed`", "an endpoint that hangs", "invocation.timeout_ms"),
+    Limit("HTTP_CONNECT_S", HTTP_CONNECT_S, "s", "the host's next address", "an address nobody answers at"),
+    Limit("HTTP_LOOKUP_S", HTTP_LOOKUP_S, "s", "left to the calls", "a resolver that hangs while functions register"),
+    Limit("HTTP_IDLE_S", HTTP_IDLE_S, "s", "closed", "less than the 5 s after which servers hang up"),
     Limit("INVOCATION_S", INVOCATION_S, "s", "`TIMEOUT`", "every call ends", "default_invocation_timeout_ms"),
     Limit("DEADLINE_S", DEADLINE_S, "s", "taken as this", "a caller's own `deadline_ms`"),
+    Limit("CANCEL_GRACE_S", CANCEL_GRACE_S, "s", "forgotten", "an executor's answer to a call that was given up"),
     Limit("DELIVERY_S", DELIVERY_S, "s", "`TIMEOUT`, a failed attempt", "a handler that hangs", "queue.timeout_ms"),
     Limit("SHUTDOWN_GRACE_S", SHUTDOWN_GRACE_S, "s", "cancelled", "running handlers finish", "shutdown_grace_ms"),
 )

@@ -1,6 +1,7 @@
 """The worker SDK: declare functions, connect to an engine, call and be called (spec/sdk.md §12)."""
 
 from .builtins import Append, Change, Decrement, Increment, Merge, Operation, Remove, Scope, Set, State
+from .channels import ChannelReceiver, ChannelSender
 from .client import Client, FromThread
 from .compat import III, InitOptions, TriggerAction, register_worker
 from .connect import open_client
@@ -35,6 +36,8 @@ __all__ = [
     "Append",
     "Binding",
     "Change",
+    "ChannelReceiver",
+    "ChannelSender",
     "Client",
     "ConnectionState",
     "Decrement",

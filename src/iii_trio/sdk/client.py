@@ -10,7 +10,7 @@ import trio
 from attrs import define, evolve, frozen
 from cattrs import Converter
 
-from iii_trio.protocol import codec
+from iii_trio.protocol import cancellation, codec
 from iii_trio.protocol import errors as wire
 from iii_trio.protocol.errors import WireError, blank_namespace_text
 from iii_trio.protocol.json import ABSENT, Json, JsonError
@@ -26,6 +26,7 @@ from iii_trio.protocol.messages import (
 
 from .builtins import DEFAULT_NAMESPACE, State
 from .calls import PendingCall
+from .channels import CREATE, ChannelEnds, ChannelReceiver, ChannelSender, arriving
 from .errors import InvalidResult, InvocationTimeout, PayloadTooLarge
 from .functions import Function
 from .invocation import current_invocation
@@ -58,6 +59,8 @@ class Client:
     name: str
     namespace: str | None
     log: Logger
+    channels: ChannelEnds
+    """Makes live ends of refs that came as plain JSON: `client.channels.receiver(payload["body"])`."""
     _supervisor: Supervisor
     _registry: Registry
     _converter: Converter
@@ -105,7 +108,9 @@ class Client:
         what remains. `namespace` of None is this client's own, or the engine's for ids starting `engine::`.
 
         Cancelled or out of time, the call is abandoned, and an engine with `cancel.v1` cancels it at the executor; it
-        may have had its effect all the same. Without an answer because a connection was lost it is not repeated.
+        may have had its effect all the same. The executor is told why: `deadline`, the reason of this handler's own
+        cancellation or of `CancelScope.cancel(reason=…)` if it is one of the four, else `caller_cancelled`. Without an
+        answer because a connection was lost it is not repeated.
 
         Raises `InvocationTimeout`, `FunctionNotFound`, `Forbidden`, `InvocationStopped`, `InvocationCancelled`,
         `PayloadTooLarge`, `InvalidPayload`, `NotConnected`, or `InvocationError` with the executor's code;
@@ -154,6 +159,21 @@ class Client:
         function_id = "iii::durable::publish" if durable else "publish"
         await self.call(function_id, {"topic": topic, "data": data}, namespace=DEFAULT_NAMESPACE)
 
+    async def open_channel(
+        self, buffer: int | None = None, *, timeout: float | None = CALL_TIMEOUT_S
+    ) -> tuple[ChannelSender, ChannelReceiver]:
+        """A channel from one worker to another: one end is used here, the `.ref` of the other goes into a payload.
+
+        The engine holds up to `buffer` messages (64 when None, at most 1,024) for a reader that is slower than its
+        writer. The channel belongs to this connection until both ends are connected: it ends with it, and if an end is
+        never used, after 5 min. Raises as `call` does.
+        """
+        refs = await self.call(CREATE, {"buffer_size": buffer}, timeout=timeout, namespace=DEFAULT_NAMESPACE)
+        try:
+            return self.channels.sender(refs["writer"]), self.channels.receiver(refs["reader"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidResult(f"the engine's answer is no channel: {error}", function_id=CREATE) from None
+
     @property
     def state(self) -> State:
         """The engine's key-value store: `client.state["scope"].get("key")`."""
@@ -175,11 +195,12 @@ class Client:
         into: Any,
     ) -> Any:
         invocation_id = str(uuid.uuid4())
-        with trio.move_on_after(math.inf if timeout is None else timeout) as scope:
+        with trio.move_on_after(math.inf if timeout is None else timeout):
             frame = self._invocation(invocation_id, action, function_id, payload, namespace, metadata)
-            result = await self._answer(PendingCall(invocation_id, function_id), frame, scope)
+            result = await self._answer(PendingCall(invocation_id, function_id), frame)
             try:
-                return structure(result.decode(), into, self._converter)
+                with arriving(self.channels):
+                    return structure(result.decode(), into, self._converter)
             except (Mismatch, JsonError) as error:
                 raise InvalidResult(
                     f"result of {function_id}: {error}", function_id=function_id, invocation_id=invocation_id
@@ -189,7 +210,7 @@ class Client:
             f"invocation timed out after {ms}ms", function_id=function_id, invocation_id=invocation_id
         )
 
-    async def _answer(self, call: PendingCall, frame: InvokeFunction, scope: trio.CancelScope) -> Json:
+    async def _answer(self, call: PendingCall, frame: InvokeFunction) -> Json:
         """Send a call over the connection there is, or the next one, and wait for its outcome."""
         while True:
             session = await self._supervisor.session()
@@ -199,10 +220,14 @@ class Client:
                 frame = evolve(frame, deadline_ms=max(0, round(remaining_s * 1000)))
             if session.begin_call(call, _text(frame)):
                 break
+        reason = cancellation.CALLER_CANCELLED
         try:
             await call.done.wait()
+        except trio.Cancelled as cancelled:
+            reason = cancellation.reason_of(cancelled)
+            raise
         finally:
-            session.end_call(call, "deadline" if scope.cancel_called else "caller_cancelled")
+            session.end_call(call, reason)
         return call.outcome()
 
     def _invocation(
@@ -286,7 +311,7 @@ class Client:
                 await session.barrier().wait()
             await session.handlers.wait_idle()
         if scope.cancelled_caught:
-            session.handlers.cancel_all("shutdown")
+            session.handlers.cancel_all(cancellation.SHUTDOWN)
             with trio.move_on_after(CANCELLED_ANSWERS_S):
                 await session.handlers.wait_idle()
 

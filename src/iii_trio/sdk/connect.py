@@ -9,7 +9,10 @@ import trio
 from attrs import field, frozen
 from cattrs import Converter
 
+from iii_trio.transport import Framing
+
 from . import identity
+from .channels import ChannelEnds, ChannelRef
 from .client import Client
 from .dial import Address, OpenStream, dial
 from .errors import NotConnected
@@ -63,10 +66,12 @@ async def connected(
         converter=converter,
         limits=Limits(trio.CapacityLimiter(concurrency), trio.CapacityLimiter(THREADS)),
     )
-    client = supervisor.client = Client(name, namespace, Logger(name), supervisor, registry, converter)
+    dial_end = partial(_dial_end, address, options)
     alone: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
+            ends = ChannelEnds(nursery, dial_end)
+            client = supervisor.client = Client(name, namespace, Logger(name), ends, supervisor, registry, converter)
             nursery.start_soon(supervisor.run, nursery, name=f"connection of {name}")
             if options.wait:
                 await supervisor.wait_registered()
@@ -84,6 +89,12 @@ async def connected(
         raise supervisor.failure from alone
     if alone is not None:
         raise alone
+
+
+async def _dial_end(address: Address, options: Options, ref: ChannelRef) -> tuple[trio.abc.Stream, Framing, bytes]:
+    """Connect to an end of a channel, the way that the client itself connects."""
+    place = address.of_channel(ref.channel_id, ref.access_key, ref.direction)
+    return await dial(place, options.headers, options.open_stream, options.ssl_context)
 
 
 def open_client(

@@ -4,10 +4,10 @@ import os
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from iii_trio.protocol.errors import IIIError
 from iii_trio.protocol.limits import HANDSHAKE_S
@@ -47,6 +47,13 @@ class Address:
         secure = parts.scheme == "wss"
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return cls(text, secure, parts.hostname, port or (443 if secure else 80), target)
+
+    def of_channel(self, channel_id: str, access_key: str, direction: str) -> "Address":
+        """The address of one end of a channel of this engine; the URL's own query stays, in front."""
+        path, _, query = self.target.partition("?")
+        own = f"key={quote(access_key, safe='')}&dir={direction}"
+        target = f"{path.rstrip('/')}/ws/channels/{quote(channel_id, safe='')}?{query}{'&' if query else ''}{own}"
+        return evolve(self, target=target)
 
     @property
     def host_header(self) -> str:

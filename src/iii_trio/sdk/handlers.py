@@ -12,6 +12,7 @@ is reached only because of such calls, an invocation is refused with `worker_ove
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -25,9 +26,10 @@ from iii_trio.protocol.errors import WireError
 from iii_trio.protocol.json import ABSENT, Json, JsonError
 from iii_trio.protocol.messages import ErrorBody, InvocationResult
 
+from .channels import arriving
 from .errors import INVALID_INPUT, SERIALIZATION_ERROR
 from .functions import Function
-from .invocation import CURRENT, Invocation
+from .invocation import CONNECTION_LOST, CURRENT, Invocation
 from .structuring import Mismatch, encode
 
 CONCURRENCY: Final = limits.WORKER_HANDLERS
@@ -91,7 +93,14 @@ class _Running:
     data: Json
     scope: trio.CancelScope
     waiting: bool = True
-    reason: str | None = None
+
+    def end(self, reason: str) -> bool:
+        """Note why it is cancelled; False when that has been noted before."""
+        ending = self.invocation.ending
+        if ending.reason is not None:
+            return False
+        ending.reason = reason
+        return True
 
 
 @define(eq=False)
@@ -123,7 +132,10 @@ class Handlers:
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             await self._over.wait()
-            self._nursery.cancel_scope.cancel(reason="the connection to the engine was lost")
+            for running in self._running.values():
+                if running.function.on_disconnect != "finish":
+                    running.end(CONNECTION_LOST)
+            self._nursery.cancel_scope.cancel(reason=CONNECTION_LOST)
 
     def stop(self) -> None:
         """The connection is gone: cancel every handler but those that may finish."""
@@ -152,8 +164,7 @@ class Handlers:
     def cancel(self, invocation_id: str, reason: str) -> None:
         """Cancel one handler; its answer will be `invocation_cancelled`. Unknown ids are ignored."""
         running = self._running.get(invocation_id)
-        if running is not None and running.reason is None:
-            running.reason = reason
+        if running is not None and running.end(reason):
             running.scope.cancel(reason=reason)
 
     async def wait_idle(self) -> None:
@@ -212,22 +223,24 @@ class Handlers:
             payload = running.data.decode()
             if isinstance(payload, dict) and isinstance(caller := payload.get("_caller_worker_id"), str):
                 invocation = evolve(invocation, caller_worker_id=caller)
-            positional, keywords = function.arguments(invocation, payload)
+            with arriving(invocation.client.channels) as ends:
+                positional, keywords = function.arguments(invocation, payload)
         except (Mismatch, JsonError) as error:
             raise WireError(f"payload of {function.id}: {error}", INVALID_INPUT) from error
         CURRENT.set(invocation)
-        if function.signature.is_async:
-            result = await function.handler(*positional, **keywords)
-        else:
-            result = await trio.to_thread.run_sync(
-                lambda: function.handler(*positional, **keywords),
-                limiter=self._limits.threads,
-                thread_name=f"handler {function.id}",
-            )
-        try:
-            return encode(result, self._converter)
-        except Mismatch as error:
-            raise WireError(f"result of {function.id}: {error}", SERIALIZATION_ERROR) from error
+        async with ends:
+            if function.signature.is_async:
+                result = await function.handler(*positional, **keywords)
+            else:
+                result = await trio.to_thread.run_sync(
+                    lambda: function.handler(*positional, **keywords),
+                    limiter=self._limits.threads,
+                    thread_name=f"handler {function.id}",
+                )
+            try:
+                return encode(result, self._converter)
+            except Mismatch as error:
+                raise WireError(f"result of {function.id}: {error}", SERIALIZATION_ERROR) from error
 
     def _begin(self, running: _Running) -> None:
         running.waiting = False
@@ -237,7 +250,7 @@ class Handlers:
     async def _conclude(self, running: _Running, result: Json | None, failure: WireError | None) -> None:
         if failure is None:
             self._succeeded += 1
-        elif failure.code == wire.INVOCATION_CANCELLED and running.reason is not None:
+        elif failure.code == wire.INVOCATION_CANCELLED and running.invocation.ending.reason is not None:
             self._cancelled += 1
         else:
             self._failed += 1
@@ -271,9 +284,20 @@ def outcome(invocation: Invocation, result: Json | None, failure: WireError | No
 
 def _ended_by(running: _Running) -> WireError:
     invocation = running.invocation
-    if running.reason is not None:
-        return WireError(f"{invocation.function_id} was cancelled: {running.reason}", wire.INVOCATION_CANCELLED)
+    reason = invocation.ending.reason
+    if reason is not None:
+        return WireError(f"{invocation.function_id} was cancelled: {reason}", wire.INVOCATION_CANCELLED)
     return WireError(f"{invocation.function_id} ran past its deadline", wire.TIMEOUT)
+
+
+def _from_handler(trace: TracebackType | None) -> TracebackType | None:
+    """The part of a traceback that begins in the handler; all of it where the handler is not in it."""
+    found, step = trace, trace
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == __file__ and step.tb_next is not None:
+            found = step.tb_next
+        step = step.tb_next
+    return found
 
 
 def _failure(invocation: Invocation, errors: BaseExceptionGroup[Any]) -> WireError:
@@ -281,6 +305,7 @@ def _failure(invocation: Invocation, errors: BaseExceptionGroup[Any]) -> WireErr
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    error = error.with_traceback(_from_handler(error.__traceback__))
     if isinstance(error, WireError) and error.code == INVALID_INPUT and error.__cause__ is not None:
         log.info("invocation %s: %s", invocation.id, error.message)
         return WireError(error.message, error.code)

@@ -28,9 +28,20 @@ from typing import (
 
 import attrs
 
+from .channels import ChannelReceiver, ChannelSender
+
 DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 Schema = dict[str, Any]
+
+_REF_KEYS: Final = ("channel_id", "access_key", "direction")
+
+
+def _ref(direction: str) -> Schema:
+    """The schema of a channel's ref."""
+    properties = {key: {"type": "string"} for key in _REF_KEYS} | {"direction": {"const": direction}}
+    return {"type": "object", "properties": properties, "required": list(_REF_KEYS)}
+
 
 _SCALARS: Final[dict[Any, Schema]] = {
     str: {"type": "string"},
@@ -52,6 +63,8 @@ _SCALARS: Final[dict[Any, Schema]] = {
     uuid.UUID: {"type": "string", "format": "uuid"},
     decimal.Decimal: {"type": "string"},
     pathlib.Path: {"type": "string"},
+    ChannelSender: _ref("write"),
+    ChannelReceiver: _ref("read"),
 }
 
 

@@ -14,7 +14,7 @@ import trio
 from attrs import define, field, frozen
 from cattrs import Converter
 
-from iii_trio.protocol import codec
+from iii_trio.protocol import cancellation, codec
 from iii_trio.protocol import errors as wire
 from iii_trio.protocol.errors import ProtocolError, WireError
 from iii_trio.protocol.json import ABSENT, Json
@@ -97,7 +97,8 @@ class Session:
     """One connection; it runs once.
 
     `client` is what handlers find in their invocation. `confirmed` passes when the engine has read the registrations;
-    `rejected` holds the error when it refused this worker for good.
+    `rejected` holds the error when it refused this worker for good, `refused` what it said of a connection it did not
+    admit.
     """
 
     stream: trio.abc.Stream
@@ -108,6 +109,7 @@ class Session:
     converter: Converter
     client: Any
     rejected: errors.RegistrationRejected | None = field(init=False, default=None)
+    refused: ErrorBody | None = field(init=False, default=None)
     registered: WorkerRegistered | None = field(init=False, default=None)
     features: frozenset[str] = field(init=False, default=frozenset())
     confirmed: Barrier = field(init=False)
@@ -286,7 +288,7 @@ class Session:
     def _on_message(self, message: Message) -> None:
         match message:
             case CancelInvocation():
-                self.handlers.cancel(message.invocation_id, message.reason or "caller_cancelled")
+                self.handlers.cancel(message.invocation_id, cancellation.known(message.reason))
             case WorkerRegistered():
                 self.registered = message
                 self.features = frozenset(message.features or ())
@@ -304,6 +306,7 @@ class Session:
                     "trigger registration failed for '%s' (%s): %s", message.id, message.trigger_type, error.message
                 )
             case Error():
+                self.refused = message.error
                 log.error("the engine refuses this connection: %s: %s", message.error.code, message.error.message)
 
     def _on_rejection(self, message: RegistrationRejected) -> None:

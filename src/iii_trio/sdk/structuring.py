@@ -26,6 +26,9 @@ from cattrs.strategies import configure_union_passthrough
 from iii_trio.protocol import codec
 from iii_trio.protocol.json import Json
 
+from . import channels
+from .channels import ChannelReceiver, ChannelSender
+
 RAW: Final = (Any, object, None)
 """Annotations that leave a payload as it was decoded."""
 
@@ -125,6 +128,18 @@ def _array_hook(converter: cattrs.Converter, hint: Any) -> Callable[[Any, Any], 
     return structure
 
 
+def _end(make: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A structure hook for an end of a channel, whose complaints are shown as they are."""
+
+    def structure(value: Any, hint: Any) -> Any:
+        try:
+            return make(value, hint)
+        except ValueError as error:
+            raise Mismatch(str(error)) from None
+
+    return structure
+
+
 def make_converter() -> cattrs.Converter:
     """A converter with the rules above; `Worker(converter=…)` takes one that has further hooks."""
     converter = cattrs.Converter()
@@ -138,6 +153,11 @@ def make_converter() -> cattrs.Converter:
         converter.register_structure_hook(cls, _text(parse, what))
     for cls, write in _TEXT_WRITERS:
         converter.register_unstructure_hook(cls, write)
+
+    converter.register_structure_hook(ChannelSender, _end(channels.structure_sender))
+    converter.register_structure_hook(ChannelReceiver, _end(channels.structure_receiver))
+    for end in (ChannelSender, ChannelReceiver):
+        converter.register_unstructure_hook(end, channels.unstructure)
 
     converter.register_structure_hook_factory(_is_int_keyed, partial(_int_keyed_hook, converter))
     converter.register_structure_hook_factory(_is_array_type, partial(_array_hook, converter))

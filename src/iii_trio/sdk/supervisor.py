@@ -100,11 +100,11 @@ class Supervisor:
                 if settled:
                     retries = 0
                 if 0 <= self.reconnect.max_retries <= retries:
-                    self.failure = NotConnected(why)
+                    self.failure = why
                     break
                 pause_s = self.reconnect.delay(retries, self.dice)
                 retries += 1
-                log.warning("%s; next attempt in %.1f s", why, pause_s)
+                log.warning("%s; next attempt in %.1f s", why.message, pause_s)
                 self._enter("reconnecting")
                 with trio.CancelScope() as self._between:
                     await trio.sleep(pause_s)
@@ -115,17 +115,20 @@ class Supervisor:
         if self.failure is not None:
             lasting.cancel_scope.cancel(reason=str(self.failure))
 
-    async def _connect_once(self, lasting: trio.Nursery) -> tuple[bool, str]:
-        """One connection from dial to end: whether it had settled, and why it ended or never began."""
+    async def _connect_once(self, lasting: trio.Nursery) -> tuple[bool, NotConnected]:
+        """One connection from dial to end: whether it had settled, and why it ended or never began.
+
+        The reason has the engine's own code and words where it did not admit the connection.
+        """
         self._dials += 1
         dialled = None
         with trio.CancelScope() as self._between:
             try:
                 dialled = await self.dial()
             except DialError as error:
-                return False, str(error)
+                return False, NotConnected(str(error))
         if dialled is None:
-            return False, "closed"
+            return False, NotConnected("closed")
         stream, framing, rest = dialled
         session = Session(
             stream=stream,
@@ -151,7 +154,9 @@ class Supervisor:
             await trio.aclose_forcefully(stream)  # for a session cancelled before its connection ran
         self.failure = session.rejected
         settled = session.confirmed.passed or trio.current_time() - began >= self.reconnect.settled_s
-        return settled, f"the connection to the engine ended ({closed.code} {closed.reason})"
+        if session.refused is not None:
+            return settled, NotConnected(session.refused.message, session.refused.code)
+        return settled, NotConnected(f"the connection to the engine ended ({closed.code} {closed.reason})")
 
     def _enter(self, state: ConnectionState) -> None:
         if state == self.state:

@@ -110,7 +110,8 @@ class Connection:
     `framing.client`. The callbacks are synchronous: `on_binary(data)`, `on_oversize(report)` (without it a message
     above the limit closes with 1009) and `on_pong(payload)`. They and the batches of `run` come in the order of arrival.
     `cancel_code` is the Close code tried when `run` is cancelled; with 1012 every SDK reconnects (spec/sdk.md §7).
-    `name` names the writer's task.
+    `stall_s` is how long (s) the peer may take nothing of what is sent, `close_s` how long an end that has begun may
+    take. `name` names the writer's task.
     """
 
     _stream: trio.abc.Stream
@@ -120,6 +121,8 @@ class Connection:
     _on_oversize: Callable[[Oversize], None] | None = field(default=None, kw_only=True)
     _on_pong: Callable[[bytes], None] | None = field(default=None, kw_only=True)
     _cancel_code: int = field(default=CloseCode.RESTART, kw_only=True)
+    _stall_s: float = field(default=STALL_S, kw_only=True)
+    _close_s: float = field(default=CLOSE_S, kw_only=True)
     name: str = field(default="connection", kw_only=True)
 
     last_heard: float = field(init=False, default=0.0)
@@ -187,13 +190,16 @@ class Connection:
             self._wake_writer()
         return payload
 
-    def close(self, code: int, reason: str = "") -> None:
+    def close(self, code: int | None, reason: str = "") -> None:
         """Begin to end: no message is taken in or dispatched any more, those queued go out, then a Close frame.
 
-        `run` returns when the peer has answered, at the latest after `CLOSE_S`. Later calls change nothing.
+        A `code` of None sends an empty one, which peers see as 1005. `run` returns when the peer has answered, at the
+        latest after `close_s`. Later calls change nothing.
         Raises ValueError for a `code` that no Close frame may carry (RFC 6455 §7.4).
         """
-        if not 1000 <= code <= 4999 or code in _NEVER_SENT:
+        if code is None:
+            code, reason = CloseCode.NO_STATUS, ""
+        elif not 1000 <= code <= 4999 or code in _NEVER_SENT:
             raise ValueError(f"close code {code} cannot be sent; use 1000-1003, 1007-1014 or 3000-4999")
         if self._end is None:
             self._begin_end(code, reason, drop_queue=False)
@@ -442,10 +448,10 @@ class Connection:
         try:
             while True:
                 if data := outbox.take():
-                    with trio.move_on_after(STALL_S) as patience:
+                    with trio.move_on_after(self._stall_s) as patience:
                         await send_all(data)
                     if patience.cancelled_caught:
-                        return self._cut(CloseCode.TRY_AGAIN_LATER, f"the peer took nothing for {STALL_S:.0f} s")
+                        return self._cut(CloseCode.TRY_AGAIN_LATER, f"the peer took nothing for {self._stall_s:.0f} s")
                     outbox.sent(len(data))
                 elif self._close_due:
                     self._close_due, self._close_queued = False, True
@@ -462,7 +468,7 @@ class Connection:
             self._lost = True
             outbox.close()
             outbox.clear()
-            self._scope.deadline = min(self._scope.deadline, trio.current_time() + CLOSE_S)
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._close_s)
 
     async def _shut_down_sending(self) -> None:
         violation = self._framing.ended is not None and not self._framing.ended.by_peer
@@ -485,7 +491,7 @@ class Connection:
         if drop_queue:
             self._outbox.clear()
         self._close_due = not self._close_queued
-        self._scope.deadline = min(self._scope.deadline, trio.current_time() + CLOSE_S)
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._close_s)
         self._wake_writer()
         self._reader.unpark_all()
 

@@ -1,11 +1,14 @@
-"""The pure half of the asking commands: payload rules, addresses, the drawn tree."""
+"""The pure half of the asking commands: payload rules, addresses, the drawn tree, a dead letter as text."""
 
 from typing import Any
 
 import click
 import pytest
 
-from iii_trio.cli.ask import draw, payload_of, url_of
+from iii_trio.cli.ask import near, url_of
+from iii_trio.cli.dlq import letter_text
+from iii_trio.cli.tree import draw
+from iii_trio.cli.trigger import payload_of
 
 
 @pytest.mark.parametrize(
@@ -69,3 +72,44 @@ def test_url(
 def test_draw() -> None:
     tree = {"name": "a", "children": [{"name": "b", "children": [{"name": "c"}]}, {"name": "d"}]}
     assert draw(tree) == ["a", "├─ b", "│  └─ c", "└─ d"]
+
+
+def test_near_names_are_the_nearest_first() -> None:
+    assert near("orders::creat", ["orders::cancel", "users::create", "orders::create", "orders::create"])[0] == (
+        "orders::create"
+    )
+    assert near("xyzzy", ["orders::create"]) == []
+
+
+LETTER = {
+    "id": "m1",
+    "payload": {"n": [1, "ü"]},
+    "error": "BROKEN: it\x1b[2J broke\nbadly",
+    "failed_at": 1_700_000_000,
+    "retries": 3,
+    "size_bytes": 1234,
+}
+
+
+def test_a_dead_letter() -> None:
+    assert letter_text(LETTER).splitlines() == [
+        "id       m1",
+        "failed   2023-11-14 22:13:20Z, after 3 attempts, 1,234 bytes",
+        "error    BROKEN: it [2J broke",
+        "         badly",
+        'payload  {"n":[1,"ü"]}',
+    ]
+
+
+def test_a_dead_letter_of_an_engine_that_says_more_or_less() -> None:
+    letter = {**LETTER, "error": None, "stacktrace": "line 1\n  line 2", "function_id": None, "attempted": [1, 2]}
+    assert letter_text(letter).splitlines()[2:6] == [
+        "error       (not known)",
+        "stacktrace  line 1",
+        "              line 2",
+        "attempted   [1,2]",
+    ]
+
+
+def test_a_long_payload_is_cut() -> None:
+    assert len(letter_text({**LETTER, "payload": "x" * 10_000})) < 2_000

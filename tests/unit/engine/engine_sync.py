@@ -8,6 +8,7 @@ from typing import Any
 from attrs import define, field
 
 from iii_trio.engine import Clock, Engine, LocalPeer, RemotePeer
+from iii_trio.engine.access import Session
 from iii_trio.protocol.limits import MAX_MESSAGE, PEER_MESSAGE_DEFAULT
 
 
@@ -146,8 +147,8 @@ class SyncCore:
         self.engine.attach_local(peer)
         return peer
 
-    def connect(self, **introduction: Any) -> SyncWorker:
-        """A worker that has been greeted; with keywords it has introduced itself."""
+    def connect(self, *, session: Session | None = None, **introduction: Any) -> SyncWorker:
+        """A worker that has been greeted; with keywords it has introduced itself. Without a `session` it is trusted."""
         connection = FakeConnection()
         peer = RemotePeer(
             id=str(uuid.uuid4()),
@@ -155,6 +156,7 @@ class SyncCore:
             injects=True,
             core=self.engine,
             connection=connection,  # type: ignore[arg-type]
+            session=session,
             address="test",
             connected_at_ms=0,
         )

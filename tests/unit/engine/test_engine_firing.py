@@ -7,7 +7,7 @@ import pytest
 from attrs import define, field
 from engine_sync import SyncCore, SyncWorker
 
-from iii_trio.engine import Binding, Call, Delivered, Firing, LocalPeer, Outcome
+from iii_trio.engine import Binding, Call, Delivered, Firing, LocalPeer, Outcome, Reason
 from iii_trio.protocol import Json
 from iii_trio.protocol.limits import CONDITION_S
 
@@ -214,3 +214,97 @@ def test_a_module_that_ends_amid_its_deliveries_leaves_no_call(caplog: pytest.Lo
     stage.core.advance(6)
     assert stage.core.engine.statistics().running == 0
     assert names(stage.calls()) == ["x"]
+
+
+# -- bindings that are gone -------------------------------------------------------------------------------------------
+
+
+class Taking:
+    """A provider that takes everything."""
+
+    def bind(self, _binding: Binding) -> None: ...
+
+    def replace(self, _old: Binding, _new: Binding) -> None: ...
+
+    def unbind(self, _binding: Binding, _reason: Reason) -> None: ...
+
+
+@define(eq=False)
+class Bound(Stage):
+    """Deliveries of a binding that stands in the table."""
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self.module.provide("T", Taking())
+        self.bind()
+
+    def bind(self, function_id: str = "a::f", config: int = 1, metadata: str = "first") -> None:
+        """Put the binding `b` into the table, or a new one into its place."""
+        frame = {"id": "b", "trigger_type": "T", "function_id": function_id, "config": config}
+        self.worker.send({"type": "registertrigger", **frame, "metadata": metadata, "namespace": "orders"})
+        binding = self.core.engine.triggers.get("b")
+        assert binding is not None
+        self.binding = binding
+
+    binding: Binding = field(init=False)
+
+    def event(self, what: str, **options: Any) -> None:
+        self.firing.fire(
+            self.binding,
+            Json.of(what),
+            lane="lane",
+            on_delivered=lambda how, _outcome: self.ends.append((what, how)),
+            **options,
+        )
+
+
+@pytest.mark.parametrize("how", ["unregistered", "other function", "other config"])
+def test_what_waits_for_a_binding_that_is_gone_is_not_delivered(how: str) -> None:
+    stage = Bound()
+    for what in ("sent", "waits", "waits, too"):
+        stage.event(what)
+    sent = stage.calls()
+    if how == "unregistered":
+        stage.worker.send({"type": "unregistertrigger", "id": "b", "trigger_type": "T"})
+    elif how == "other function":
+        stage.bind("a::if")
+    else:
+        stage.bind(config=2)
+    assert names(sent) == ["sent"]
+    stage.worker.answer(sent[0]["invocation_id"], result=1)
+    assert stage.calls() == []
+    assert stage.ends == [("sent", Delivered.HANDLED), ("waits", Delivered.UNBOUND), ("waits, too", Delivered.UNBOUND)]
+    statistics = stage.firing.statistics()
+    assert (statistics.unbound, statistics.running, statistics.waiting) == (2, 0, 0)
+
+
+def test_a_binding_that_goes_while_its_condition_is_asked_delivers_nothing() -> None:
+    stage = Bound()
+    stage.event("x", condition="a::if")
+    asked = stage.calls()
+    stage.worker.send({"type": "unregistertrigger", "id": "b", "trigger_type": "T"})
+    stage.worker.answer(asked[0]["invocation_id"], result=True)
+    assert stage.calls() == []
+    assert stage.ends == [("x", Delivered.UNBOUND)]
+
+
+def test_a_trigger_that_is_registered_again_takes_over_what_waits() -> None:
+    stage = Bound()
+    stage.event("sent")
+    stage.event("waits")
+    stage.bind(metadata="second")
+    stage.worker.answer(stage.calls()[0]["invocation_id"], result=1)
+    [call] = stage.calls()
+    assert (call["data"], call["metadata"]) == ("waits", "second")
+    stage.worker.answer(call["invocation_id"], result=1)
+    assert stage.ends == [("sent", Delivered.HANDLED), ("waits", Delivered.HANDLED)]
+
+
+def test_a_thousand_that_wait_for_nobody_end_in_one_step() -> None:
+    stage = Bound()
+    for number in range(2_000):
+        stage.event(str(number))
+    stage.worker.send({"type": "unregistertrigger", "id": "b", "trigger_type": "T"})
+    stage.worker.answer(stage.calls()[0]["invocation_id"], result=1)
+    assert len(stage.ends) == 2_000
+    assert stage.firing.statistics().waiting == 0

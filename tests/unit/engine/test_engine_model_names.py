@@ -43,12 +43,29 @@ class NamesMachine(CoreMachine):
     @rule(name=st.sampled_from(NAMES), shares=st.booleans())
     def arrive(self, name: str, shares: bool) -> None:
         """What most workers do: connect, register, and say who they are."""
-        if len(self.nodes) < 5:
+        unread = any(node.worker.connection.full for node in self.nodes)
+        if len(self.nodes) < 5 and not (unread and name in self.names):
             node = self._connect()
             self.nodes.append(node)
             if shares:
                 self._share(node)
             self._introduce_as(node, name)
+
+    @precondition(lambda self: self.names and not any(node.worker.connection.full for node in self.nodes))
+    @rule(data=st.data(), right=st.booleans(), shares=st.booleans())
+    def come_back(self, data: st.DataObject, right: bool, shares: bool) -> None:
+        """A holder connects anew before its old connection has ended; with the wrong token it is anybody."""
+        name = _one(data, list(self.names))
+        old, node = self.names[name].worker, self._connect()
+        self.nodes.append(node)
+        token = old.peer.reattach_token if right else "wrong"
+        node.worker.send({"type": "reattach", "previous_worker_id": old.id, "reattach_token": token})
+        if right:
+            assert old.connection.closed is not None
+            self._drop(self.names[name])
+        if shares:
+            self._share(node)
+        self._introduce_as(node, name)
 
     @rule()
     def wait(self) -> None:
@@ -87,8 +104,9 @@ class NamesMachine(CoreMachine):
     @precondition(lambda self: self.nodes)
     @rule(data=st.data())
     def stall(self, data: st.DataObject) -> None:
-        node = self._pick(data)  # a holder that ends amid something else lets others in, which is beyond the model
-        node.worker.connection.full = node.open and node not in self.names.values()
+        super().stall(data)
+        for holder in self.names.values():  # one that ends amid something else lets others in: beyond the model
+            holder.worker.connection.full = False
 
     def _claim(self, introduction: Job, name: str) -> None:
         node, holder = introduction.caller, self.names.get(name)
@@ -113,18 +131,24 @@ class NamesMachine(CoreMachine):
         asking = self._asking(node)
         super()._spoke(node)
         for introduction in asking:
-            self.jobs.remove(introduction)
-            for jobs in self.waiting.values():
-                if introduction in jobs:
-                    jobs.remove(introduction)
+            self._answered(introduction)
             self._drop(introduction.caller)
 
+    def _answered(self, introduction: Job) -> None:
+        self.jobs.remove(introduction)
+        for jobs in self.waiting.values():
+            if introduction in jobs:
+                jobs.remove(introduction)
+
     def _silent(self, node: Node) -> None:
-        if any(job.caller in self.nodes for job in self._asking(node)):
+        asking = self._asking(node)
+        if any(job.caller in self.nodes for job in asking):
             node.probe_until = None
             node.claimed_by.clear()
             self._drop(node)
         else:
+            for introduction in asking:  # who asked has left: nobody wants the name, but the question has its end
+                self._answered(introduction)
             super()._silent(node)
 
     def _drop(self, node: Node) -> None:
@@ -217,3 +241,8 @@ def run(examples: int, steps: int, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_names_and_replicas_equal_their_model(caplog: pytest.LogCaptureFixture) -> None:
     run(examples=60, steps=50, caplog=caplog)
+
+
+@pytest.mark.long
+def test_names_and_replicas_equal_their_model_for_long(caplog: pytest.LogCaptureFixture) -> None:
+    run(examples=2_000, steps=80, caplog=caplog)

@@ -457,6 +457,60 @@ async def test_a_cancelled_request_cancels_its_handler(
         assert story == ["started", "cancelled"]
 
 
+@pytest.mark.parametrize("reason", ["caller_disconnected", "deadline", "shutdown"])
+async def test_the_handler_learns_why_it_is_cancelled(
+    reason: str, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with open_house(default_timeout=60_000) as house:
+        reasons: list[str | None] = []
+
+        async def handler(call: Call, data: Json) -> Json:
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled as cancelled:
+                reasons.append(cancelled.reason)
+                raise
+            raise AssertionError
+
+        house.peer.register("f", handler, task=True)
+        house.route("/x")
+        client, scope = house.client("GET", "/x"), trio.CancelScope()
+
+        async def ask() -> None:
+            with scope:
+                await client.run()
+
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        if reason == "caller_disconnected":
+            client.leaves()
+        elif reason == "shutdown":
+            scope.cancel()  # as the module's supervisor does
+        else:
+            await trio.sleep(60)
+        await wait_all_tasks_blocked()
+        assert reasons == [reason]
+
+
+async def test_a_body_that_is_not_here_when_the_engine_begins_to_stop_is_too_late(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with open_house() as house:
+        inputs = house.function("f", {"body": 1})
+        house.route("/x", method="POST")
+        client = house.client("POST", "/x", {**JSON, "transfer-encoding": "chunked"})
+        client.sends(b'{"a":')
+        nursery.start_soon(client.run)
+        await wait_all_tasks_blocked()
+        assert await house.core.drain(0)
+        client.sends(b"1}", more=False)
+        await client.ended.wait()
+        assert client.reply is not None
+        assert (client.reply.status, client.reply.code) == (503, "engine_draining")
+        assert client.reply.headers["connection"] == "close"
+        assert (inputs, house.answers(Answer.UNAVAILABLE)) == ([], 1)
+
+
 # -- bodies -----------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from iii_trio.testing.raw import RawPort, open_port
 
 FUNCTIONS = "engine::functions-available"
 WORKERS = "engine::workers-available"
-WINDOW = 0.25
+WINDOW = 0.25  # s, within which a change is told
 
 
 @asynccontextmanager
@@ -45,7 +45,7 @@ async def test_a_burst_of_registrations_is_one_event_within_the_window(autojump_
             record(user, f"f{number}")
             await trio.sleep(0.01)
         await news.wait(2)
-        assert trio.current_time() - began <= WINDOW + 0.02
+        assert trio.current_time() - began <= WINDOW
         await trio.sleep(1)
         assert len(news.payloads) == 2
         payload = news.payloads[1]
@@ -123,6 +123,7 @@ async def test_a_session_is_told_of_what_it_may_call(autojump_clock: trio.testin
             f"engine::log::{x}" for x in ("info", "warn", "error", "debug", "trace")
         } == {
             "public::a",
+            "engine::channels::create",
             "engine::workers::register",
         }
 
@@ -137,7 +138,7 @@ async def test_the_life_of_a_worker_is_told_in_order(autojump_clock: trio.testin
         await worker.settled()
         began = trio.current_time()
         await events.wait(2)
-        assert trio.current_time() - began <= WINDOW + 0.02
+        assert trio.current_time() - began <= WINDOW
         worker.cut()
         assert await events.wait(3) == [
             {"event": name, "worker_id": worker.worker_id}

@@ -128,7 +128,7 @@ async def test_the_deadline_is_the_nearest_of_all(autojump_clock: MockClock) -> 
             await client.call("slow::f", timeout=7)
         assert (await peer.receive("invokefunction"))["function_id"] == "engine::workers::register"
         assert (await peer.receive("invokefunction"))["deadline_ms"] == 2000
-        assert (await peer.receive("cancelinvocation"))["reason"] == "caller_cancelled"
+        assert (await peer.receive("cancelinvocation"))["reason"] == "deadline"
         with pytest.raises(InvocationTimeout):
             await client.call("slow::f", timeout=1.5)
         assert (await peer.receive("invokefunction"))["deadline_ms"] == 1500

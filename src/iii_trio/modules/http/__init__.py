@@ -1,5 +1,5 @@
 """The HTTP front end: routes, requests and responses, connections."""
 
-from .server import HttpModule, HttpStatistics
+from .server import HttpModule, HttpStatistics, check_settings
 
-__all__ = ["HttpModule", "HttpStatistics"]
+__all__ = ["HttpModule", "HttpStatistics", "check_settings"]

@@ -195,6 +195,14 @@ class Connection:
         self._scope.cancel()
 
 
+@frozen(eq=False)
+class _Accepting:
+    """The accept loops of one set of listeners: what ends them, and whether their sockets are closed."""
+
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    ended: trio.Event = field(factory=trio.Event)
+
+
 @frozen
 class ConnectionStatistics:
     """Connections now `open`, of which `idle` have no request under way; `refused` at the bound, `failed` by a bug."""
@@ -217,6 +225,8 @@ class Connections:
     _context: WorkerContext = field(factory=lambda: WorkerContext(None), init=False)
     _open: set[Connection] = field(factory=set, init=False)
     _emptied: trio.Event = field(factory=trio.Event, init=False)
+    _start_accepting: Callable[..., Awaitable[_Accepting]] | None = field(default=None, init=False)
+    _accepting: _Accepting | None = field(default=None, init=False)
     _refused: int = field(default=0, init=False)
     _failed: int = field(default=0, init=False)
 
@@ -246,12 +256,48 @@ class Connections:
             nursery.start_soon(self._keep, stopping, kept, ready, name="connections")
             try:
                 await ready.wait()
-                accept = partial(trio.serve_listeners, self._serve_one, list(listeners), handler_nursery=kept[0])
-                await nursery.start(accept, name="accept")
+                self._start_accepting = partial(nursery.start, self._accept, kept[0], name="accept")
+                await self.listen_on(listeners)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
+                self._start_accepting = None
                 stopping.set()
+
+    async def listen_on(self, listeners: Sequence[trio.SocketListener]) -> None:
+        """Accept on these from now on, then no longer on those before, which are closed; `serve` must be running.
+
+        With no listeners nothing is accepted. Connections that are open stay open.
+        """
+        assert self._start_accepting is not None
+        before, self._accepting = self._accepting, None
+        try:
+            if listeners:
+                self._accepting = await self._start_accepting(list(listeners))
+        finally:
+            if before is not None:
+                before.scope.cancel()
+        if before is not None:
+            await before.ended.wait()
+
+    async def _accept(
+        self,
+        handlers: trio.Nursery,
+        listeners: list[trio.SocketListener],
+        *,
+        task_status: trio.TaskStatus[_Accepting],
+    ) -> None:
+        accepting = _Accepting()
+        accept = partial(trio.serve_listeners, self._serve_one, listeners, handler_nursery=handlers)
+        try:
+            with accepting.scope:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(accept, name="accept loop")
+                    task_status.started(accepting)
+        finally:
+            for listener in listeners:  # cancelled before anybody listened, nobody else closes them
+                listener.socket.close()
+            accepting.ended.set()
 
     async def _keep(self, stopping: trio.Event, kept: list[trio.Nursery], ready: trio.Event) -> None:
         async with trio.open_nursery() as nursery:

@@ -19,7 +19,7 @@ from ...config import HttpSettings, Live
 from ...engine.engine import Engine
 from ...engine.invocations import NOTHING, Outcome
 from ...engine.local import LocalPeer
-from ...protocol import ABSENT, NULL, Json, JsonError, errors
+from ...protocol import ABSENT, NULL, Json, JsonError, cancellation, errors
 from . import cors
 from .asgi import BodyTooLarge, Incoming, Receive, Scope, Send, write
 from .messages import Request, Response, envelope, from_result, handler_input, new_error_id, read_request, skipped
@@ -41,6 +41,7 @@ class Event(Enum):
     BLOCKED = "the condition returned false"
     OVERSIZE = "the body is too large"
     DEADLINE = "the deadline has passed"
+    DRAINING = "the engine began to stop before the body was here"
     CLIENT_GONE = "the client has left"
 
 
@@ -53,6 +54,7 @@ class Answer(Enum):
     SKIPPED = "422"
     TOO_LARGE = "413"
     TIMED_OUT = "504"
+    UNAVAILABLE = "503"
     NONE = "nobody is there to hear it"
 
 
@@ -63,6 +65,7 @@ ANSWERS: Final[Mapping[Event, Answer]] = {
     Event.BLOCKED: Answer.SKIPPED,
     Event.OVERSIZE: Answer.TOO_LARGE,
     Event.DEADLINE: Answer.TIMED_OUT,
+    Event.DRAINING: Answer.UNAVAILABLE,
     Event.CLIENT_GONE: Answer.NONE,
 }
 
@@ -211,6 +214,8 @@ class Exchange:
         """Body, condition, handler: each stage runs if none before it has decided."""
         decision, route = pending.decision, pending.match.route
         body = await self._read_body(pending, body_limit) if pending.request.has_json else b""
+        if self._draining():
+            decision.feed(Event.DRAINING)  # a body may take its time, and nothing has been called yet
         if decision.answer is not None:
             return
         data = handler_input(pending.request, pending.match, body)
@@ -266,15 +271,15 @@ class Exchange:
                 traceparent=pending.request.traceparent,
                 baggage=pending.request.baggage,
             )
-            reason = "shutdown"
+            reason = cancellation.SHUTDOWN
             try:
                 if not outcomes:
                     await pending.incoming.until_gone()
-                    reason = "caller_disconnected"
+                    reason = cancellation.CALLER_DISCONNECTED
             finally:
                 if call is not None and not outcomes:
                     if trio.current_time() >= decision.deadline:
-                        reason = "deadline"
+                        reason = cancellation.DEADLINE
                     self.peer.cancel_call(call, reason)
         if trio.current_time() >= decision.deadline and not (outcomes and outcomes[0].ok):
             decision.feed(Event.DEADLINE)  # also when the engine's own timer for the call was the faster one
@@ -305,6 +310,8 @@ class Exchange:
                 text = f"No response within {settings.default_timeout} ms"
                 log.warning("%s: %s (waiting for %s, error_id %s)", route, text, decision.function_id, error_id)
                 return envelope(504, errors.TIMEOUT, text, error_id=error_id)
+            case Answer.UNAVAILABLE:
+                return self._unavailable()
             case Answer.NONE:
                 return None
 

@@ -58,6 +58,17 @@ CALL_FORMAT: Final = {
     },
     "required": ["query_params", "path_params", "headers", "path", "method"],
 }
+RETURN_FORMAT: Final = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "title": "HttpResponse",
+    "type": "object",
+    "properties": {
+        "status_code": {"type": "integer", "minimum": 100, "maximum": 599},
+        "headers": {"anyOf": [_STRINGS, {"type": "array", "items": {"type": "string"}}]},
+        "body": {},
+    },
+    "required": [],
+}
 
 
 @frozen
@@ -91,10 +102,8 @@ class HttpModule:
         has been provided then. The trigger type is provided before the first connection is accepted, so that routes
         which waited for it serve from the first request on.
         """
-        if self.settings.value.middleware:
-            # serving without them could leave routes open to anybody
-            raise ConfigError("`middleware` of the http worker is not supported by this version; take it out to start")
-        listeners = await self._bind() if self.listen else []
+        check_settings(self.settings.value)
+        listeners = await self._bind(self.settings.value) if self.listen else []
         try:
             async with open_local(core, "http") as peer:
                 exchange = self._exchange = Exchange(core, peer, Routes(), self.settings)
@@ -104,6 +113,7 @@ class HttpModule:
                     description="HTTP API trigger",
                     config_format=CONFIG_FORMAT,
                     call_format=CALL_FORMAT,
+                    return_format=RETURN_FORMAT,
                 )
                 if listeners:
                     self._connections = Connections(app=self.app, grace_s=self.grace_s)
@@ -117,8 +127,28 @@ class HttpModule:
             self.addresses = ()
             self._exchange = self._connections = None
 
-    async def _bind(self) -> list[trio.SocketListener]:
-        settings = self.settings.value
+    async def rebind(self, settings: HttpSettings) -> None:
+        """Listen where `settings` say, then no longer where it did; nothing to do while the module does not run.
+
+        Open connections stay. Raises `ConfigError` for an address that cannot be bound: nothing has changed then. Only
+        where the port stays and the host changes, the old one is released first, for both cannot be had at once.
+        """
+        connections = self._connections
+        if connections is None:
+            return
+        before = self.addresses
+        same_port = bool(before) and settings.port == before[0][1]
+        if same_port:
+            await connections.listen_on(())
+        try:
+            listeners = await self._bind(settings)
+        except ConfigError:
+            if same_port:
+                await connections.listen_on(await self._bind(self.settings.value))
+            raise
+        await connections.listen_on(listeners)
+
+    async def _bind(self, settings: HttpSettings) -> list[trio.SocketListener]:
         listeners = await bind(settings.host, settings.port, "`port` of the http worker")
         self.addresses = tuple(listener.socket.getsockname()[:2] for listener in listeners)
         for host, port in self.addresses:
@@ -151,6 +181,12 @@ class HttpModule:
             exchange=None if self._exchange is None else self._exchange.statistics(),
             connections=None if self._connections is None else self._connections.statistics(),
         )
+
+
+def check_settings(settings: HttpSettings) -> None:
+    """Raises `ConfigError` for what this version cannot honour: serving without it could leave routes open to anybody."""
+    if settings.middleware:
+        raise ConfigError("`middleware` of the http worker is not supported by this version; take it out to start")
 
 
 def _url(host: str, port: int) -> str:

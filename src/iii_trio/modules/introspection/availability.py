@@ -13,15 +13,24 @@ from attrs import define, field, frozen
 
 from ...engine import Binding, Delivered, Engine, Firing, LocalPeer, Outcome, Reason, Timer
 from ...engine.access import Session
-from ...engine.events import Event, FunctionsChanged, WorkerConnected, WorkerDisconnected, WorkerUpdated
+from ...engine.events import (
+    Event,
+    FunctionsChanged,
+    TelemetryReceived,
+    WorkerConnected,
+    WorkerDisconnected,
+    WorkerUpdated,
+)
 from ...protocol import Json
 from ..inputs import object_schema
-from .rows import function_summary, visible
+from . import sight
+from .rows import function_summary
 
 FUNCTIONS_AVAILABLE: Final = "engine::functions-available"
 WORKERS_AVAILABLE: Final = "engine::workers-available"
 
-COALESCE_S: Final = 0.25
+COALESCE_S: Final = 0.24
+"""A timer may be 10 ms late: a change is told within a quarter of a second."""
 _ANY_CONFIG: Final = object_schema("AvailabilityTriggerConfig", {})
 
 _WORKER_EVENTS: Final[dict[type[Event], str]] = {
@@ -33,10 +42,14 @@ _WORKER_EVENTS: Final[dict[type[Event], str]] = {
 
 @define(eq=False)
 class Subscriber:
-    """One binding: whether a delivery is under way, and whether the registry has changed since it was made."""
+    """One binding: whether a delivery is under way, and whether the registry has changed since it was made.
+
+    `told` has the workers of which a session under access control has heard: it hears of their end, too.
+    """
 
     busy: bool = False
     stale: bool = False
+    told: set[str] = field(factory=set)
 
 
 @define(eq=False)
@@ -112,10 +125,10 @@ class Availability:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, FunctionsChanged):
             self._changed.add((event.namespace, event.function_id))
-        elif self._workers.known:
-            self._worker_events[_WORKER_EVENTS[type(event)], event.worker_id] = None
-        else:
+        elif isinstance(event, TelemetryReceived) or not self._workers.known:
             return
+        else:
+            self._worker_events[_WORKER_EVENTS[type(event)], event.worker_id] = None
         if self._timer is None:
             self._timer = self.core.deadlines.after(COALESCE_S, self._burst)
 
@@ -129,8 +142,24 @@ class Availability:
                 self._tell_functions(binding, lists)
         for name, worker_id in events:
             payload = Json.of({"event": name, "worker_id": worker_id})
-            for binding in tuple(self._workers.known):
-                self.firing.fire(binding, payload, lane=WORKERS_AVAILABLE)
+            for binding, subscriber in tuple(self._workers.known.items()):
+                if self._may_hear(binding, subscriber, worker_id):
+                    self.firing.fire(binding, payload, lane=WORKERS_AVAILABLE)
+
+    def _may_hear(self, binding: Binding, subscriber: Subscriber, worker_id: str) -> bool:
+        """Whether a subscriber sees that worker, or saw it before it left; without access control everybody does."""
+        viewer = binding.owner
+        if viewer is None or viewer.session is None:
+            return True
+        peer = self.core.workers.get(worker_id)
+        if peer is None:
+            known = worker_id in subscriber.told
+            subscriber.told.discard(worker_id)
+            return known
+        if not sight.worker(self.core, viewer, peer):
+            return False
+        subscriber.told.add(worker_id)
+        return True
 
     def _take_over(self, changed: set[tuple[str, str]]) -> bool:
         """Bring the set of available functions up to date; False when it is what it was at the last burst."""
@@ -165,7 +194,7 @@ class Availability:
             self._tell_functions(binding, {})
 
     def _function_list(self, session: Session | None) -> Json:
-        entries = [e for e in self.core.functions if visible(self.core, session, e.namespace, e.id)]
+        entries = [e for e in self.core.functions if sight.function(self.core, session, e.namespace, e.id)]
         entries.sort(key=lambda entry: (entry.id, entry.namespace))
         return Json.of({"event": "functions_changed", "functions": [function_summary(entry) for entry in entries]})
 

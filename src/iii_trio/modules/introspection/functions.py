@@ -32,15 +32,16 @@ from ...engine.triggers import ALIASES
 from ...protocol import Json, errors
 from ...protocol.errors import WireError
 from ..inputs import Fields, call_fields, object_schema
-from . import rows
+from . import details, rows, sight
 from .availability import Availability, AvailabilityStatistics
+from .metrics import Telemetry, TelemetryStatistics
 from .rows import Row
 from .tasks import task_tree
+from .workers import NOT_FOUND, Workers
 
 worker_log = logging.getLogger("iii_trio.worker")
 
 INVALID_ARGUMENTS: Final = "INVALID_ARGUMENTS"
-NOT_FOUND: Final = "NOT_FOUND"
 BATCH: Final = 32
 LOG_DETAILS: Final = 64 * 1024
 """Bytes of a log call above which only its message is kept: records are formatted on the loop."""
@@ -76,10 +77,11 @@ def _list_of(title: str, key: str) -> dict[str, Any]:
 
 @frozen
 class IntrospectionStatistics:
-    """What the module holds; both are None while it does not run."""
+    """What the module holds; all are None while it does not run."""
 
     availability: AvailabilityStatistics | None
     firing: FiringStatistics | None
+    telemetry: TelemetryStatistics | None
 
 
 @define(eq=False)
@@ -87,23 +89,26 @@ class IntrospectionModule:
     """The module; it has no settings. It stands beside the core and only reads it."""
 
     _availability: Availability | None = field(default=None, init=False)
-    _started_at_ms: int = field(default=0, init=False)
+    _telemetry: Telemetry | None = field(default=None, init=False)
 
     async def run(self, core: Engine, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `task_status` is told once everything is registered."""
         async with open_local(core, rows.MODULE_NAME) as peer:
-            self._started_at_ms = core.clock.wall_ms()
-            self._register(core, peer)
+            telemetry = self._telemetry = Telemetry(core)
+            self._register(core, peer, telemetry)
             self._availability = Availability(core, Firing(peer))
-            close = self._availability.open(peer)
+            close = self._availability.open(peer), telemetry.open()
             task_status.started()
             try:
                 await trio.sleep_forever()
             finally:
-                close()
-                self._availability = None
+                for end in close:
+                    end()
+                self._availability = self._telemetry = None
 
-    def _register(self, core: Engine, peer: LocalPeer) -> None:
+    def _register(self, core: Engine, peer: LocalPeer, telemetry: Telemetry) -> None:
+        workers = Workers(telemetry, core.clock.wall_ms())
+
         def add(
             function_id: str,
             handler: Callable[[Engine, Call, Fields], Any],
@@ -121,8 +126,8 @@ class IntrospectionModule:
         add(
             "engine::functions::list",
             _functions_list,
-            "All functions that can be called.",
-            object_schema("FunctionsListInput", {**_FILTERS, "workers": _TEXTS}),
+            "All functions that can be called; on request those that were refused, with the reason.",
+            object_schema("FunctionsListInput", {**_FILTERS, "workers": _TEXTS, "include_refused": _FLAG}),
             _list_of("FunctionsListResult", "functions"),
         )
         add(
@@ -138,6 +143,13 @@ class IntrospectionModule:
             "All trigger types.",
             object_schema("TriggersListInput", _FILTERS),
             _list_of("TriggersListResult", "triggers"),
+        )
+        add(
+            "engine::triggers::info",
+            details.trigger_type,
+            "One trigger type, with its schemas.",
+            object_schema("TriggersInfoInput", {"id": {"type": "string"}, "namespace": _TEXT}, ("id",)),
+            object_schema("TriggersInfoResult", {}, ("id", "namespace", "worker_name", "description")),
         )
         add(
             "engine::trigger-types::list",
@@ -165,15 +177,29 @@ class IntrospectionModule:
             _list_of("RegisteredTriggersListResult", "registered_triggers"),
         )
         add(
+            "engine::registered-triggers::info",
+            details.registered_trigger,
+            "One registered trigger, with its trigger type and its function.",
+            object_schema("RegisteredTriggersInfoInput", {"id": {"type": "string"}}, ("id",)),
+            object_schema("RegisteredTriggersInfoResult", {}, ("id", "trigger", "function")),
+        )
+        add(
             "engine::workers::list",
-            self._workers_list,
+            workers.list,
             "All connected workers and the built-in ones.",
             object_schema("WorkersListInput", {"search": _TEXT, "runtime": _TEXT, "status": _TEXT}),
             _list_of("WorkersListResult", "workers"),
         )
         add(
+            "engine::workers::info",
+            workers.info,
+            "One worker by name or id, with all that it registered and its newest metrics.",
+            object_schema("WorkersInfoInput", {"name": _TEXT, "namespace": _TEXT, "id": _TEXT}),
+            object_schema("WorkersInfoResult", {}, ("worker", "functions", "trigger_types", "registered_triggers")),
+        )
+        add(
             "engine::health::check",
-            _health,
+            partial(_health, telemetry),
             "How the engine is, and in which state of its life.",
             object_schema("HealthCheckInput", {}),
             object_schema("HealthCheckResult", {}, ("status", "state", "components", "timestamp", "version")),
@@ -193,31 +219,13 @@ class IntrospectionModule:
                 request_format=_LOG_INPUT,
             )
 
-    def _workers_list(self, core: Engine, call: Call, fields: Fields) -> Row:
-        """`engine::workers::list`: all connected workers, whether they told a pid or not, and every module."""
-        search, runtime, status = (
-            fields.text_or_none("search"),
-            fields.text_or_none("runtime"),
-            fields.text_or_none("status"),
-        )
-        modules: dict[str, list[LocalPeer]] = {}
-        for peer in core.locals():
-            modules.setdefault(rows.module_of(peer), []).append(peer)
-        found = [rows.remote_row(peer) for peer in core.workers]
-        found += [rows.module_row(module, peers, self._started_at_ms) for module, peers in modules.items()]
-        found = [
-            row
-            for row in found
-            if _contains(search, row["name"]) and _is(runtime, row["runtime"]) and _is(status, row["status"])
-        ]
-        return {"workers": sorted(found, key=lambda row: (row["name"] or row["id"], row["id"]))}
-
     def statistics(self) -> IntrospectionStatistics:
-        """A frozen picture of subscribers and deliveries."""
-        running = self._availability
+        """A frozen picture of subscribers, deliveries and telemetry."""
+        running, telemetry = self._availability, self._telemetry
         return IntrospectionStatistics(
             availability=None if running is None else running.statistics(),
             firing=None if running is None else running.firing.statistics(),
+            telemetry=None if telemetry is None else telemetry.statistics(),
         )
 
 
@@ -225,7 +233,10 @@ class IntrospectionModule:
 
 
 def _functions_list(core: Engine, call: Call, fields: Fields) -> Row:
-    """`engine::functions::list`: internal functions only on request, and to a session only what it may call."""
+    """`engine::functions::list`: internal functions only on request, and to a session only what it may call.
+
+    Ours: with `include_refused` a second list, `refused`, has the registrations that were refused, and why.
+    """
     search, prefix = fields.text_or_none("search"), fields.text_or_none("prefix")
     one, several = fields.text_or_none("worker"), fields.texts_or_none("workers")
     workers = None if one is None and several is None else {*(several or ()), *(() if one is None else (one,))}
@@ -240,10 +251,20 @@ def _functions_list(core: Engine, call: Call, fields: Fields) -> Row:
             continue
         if not _contains(search, entry.id, entry.description):
             continue
-        if rows.visible(core, call.origin.session, entry.namespace, entry.id):
+        if sight.function(core, call.origin.session, entry.namespace, entry.id):
             found.append(entry)
     found.sort(key=lambda entry: (_rank(search, entry.id), entry.id, entry.namespace))
-    return {"functions": [rows.function_summary(entry) for entry in found]}
+    result: Row = {"functions": [rows.function_summary(entry) for entry in found]}
+    if fields.flag("include_refused"):
+        result["refused"] = [
+            rows.refused_function(refusal)
+            for refusal in core.delegation.refusals()
+            if sight.function(core, call.origin.session, refusal.namespace, refusal.function_id)
+            and (prefix is None or refusal.function_id.startswith(prefix))
+            and (workers is None or rows.owner_name(refusal.owner, refusal.function_id) in workers)
+            and _contains(search, refusal.function_id)
+        ]
+    return result
 
 
 def _internal(entry: FunctionEntry) -> bool:
@@ -274,7 +295,7 @@ def _functions_info(core: Engine, call: Call, fields: Fields) -> Row:
         raise WireError("pass either `function_id` or `function_ids`, not both", INVALID_ARGUMENTS)
     if single is not None:
         entry = _find(core, single, namespace)
-        if not rows.visible(core, session, entry.namespace, entry.id):
+        if not sight.function(core, session, entry.namespace, entry.id):
             raise WireError(f"Function '{single}' is not visible to this session.", errors.FORBIDDEN)
         return rows.function_detail(core, entry)
     if batch is None:
@@ -292,7 +313,7 @@ def _detail_or_marker(core: Engine, session: Session | None, function_id: str, n
         entry = _find(core, function_id, namespace)
     except WireError:
         return {"function_id": function_id, "error": "not_found"}
-    if not rows.visible(core, session, entry.namespace, entry.id):
+    if not sight.function(core, session, entry.namespace, entry.id):
         return {"function_id": function_id, "error": "forbidden"}
     return rows.function_detail(core, entry)
 
@@ -324,6 +345,7 @@ def _types_list(key: str, shape: Callable[[TypeClaim], Row], core: Engine, call:
         claim
         for claim in core.triggers.types()
         if (with_internal or not claim.id.startswith("engine::"))
+        and sight.trigger_type(call.origin, claim)
         and claim.id.startswith(prefix or "")
         and _is(worker, rows.owner_name(claim.owner, claim.id))
         and _contains(search, claim.id, claim.description)
@@ -351,7 +373,7 @@ def _bindings_list(core: Engine, call: Call, fields: Fields) -> Row:
             and _is(function_id, binding.function_id)
             and (trigger_type is None or trigger_type in (rows.type_shown(binding), binding.type_id))
             and _contains(search, binding.id, rows.type_shown(binding), binding.function_id)
-            and rows.visible(core, call.origin.session, binding.namespace, binding.function_id)
+            and sight.binding(core, call.origin, binding)
         )
 
     found = [rows.binding_row(core, binding) for binding in core.triggers if wanted(binding)]
@@ -361,7 +383,7 @@ def _bindings_list(core: Engine, call: Call, fields: Fields) -> Row:
 # -- health and logs --------------------------------------------------------------------------------------------------
 
 
-def _health(core: Engine, call: Call, fields: Fields) -> Row:
+def _health(telemetry: Telemetry, core: Engine, call: Call, fields: Fields) -> Row:
     """`engine::health::check` (§10). Ours adds `state` and the components `engine` and `modules`.
 
     Degraded is an engine that drains, and one with a module that is being restarted.
@@ -375,6 +397,7 @@ def _health(core: Engine, call: Call, fields: Fields) -> Row:
         "trigger_types": triggers.types,
         "triggers": {"live": triggers.live, "parked": triggers.parked, "refused": triggers.refused},
         "running_calls": picture.running,
+        "telemetry_frames": telemetry.counts(),
     }
     components = {
         "engine": _component(not core.draining, engine),

@@ -16,11 +16,11 @@ from ...engine import (
     FunctionEntry,
     LocalPeer,
     Peer,
+    Refusal,
     RemotePeer,
     TypeClaim,
 )
-from ...engine.access import Session
-from ...protocol import Json, JsonError
+from ...protocol import Json, JsonError, errors
 
 Row = dict[str, Any]
 
@@ -29,6 +29,7 @@ _ESTABLISHED: Final = {worker.canonical: worker.established for worker in WORKER
 _DESCRIPTIONS: Final = {
     "engine-functions": "The engine about itself: what is registered, who is connected, what runs.",
     "http": "Serves functions over HTTP.",
+    "http-functions": "Runs functions that workers registered as HTTP endpoints.",
     "pubsub": "Delivers published messages to every subscription of a topic.",
     "queue": "Durable queues and topics, with retries and dead letters.",
     "state": "Distributed key-value state management with reactive change triggers.",
@@ -63,14 +64,6 @@ def owner_name(owner: Peer | None, item_id: str) -> str:
     return name or item_id.partition("::")[0] or item_id
 
 
-def visible(core: Engine, session: Session | None, namespace: str, function_id: str) -> bool:
-    """Whether a session may call a function, and so may see it; without access control everybody may."""
-    if session is None:
-        return True
-    entry = core.functions.get(namespace, function_id)
-    return core.access.check(session, namespace, function_id, entry) is None
-
-
 def function_summary(entry: FunctionEntry) -> Row:
     """A FunctionSummary. Ours adds `replicas`: how many workers serve a shared function."""
     row: Row = {
@@ -82,6 +75,18 @@ def function_summary(entry: FunctionEntry) -> Row:
         "replicas": None if entry.replicas is None else len(entry.replicas),
     }
     return _without_none(row, ("description", "metadata", "replicas"))
+
+
+def refused_function(refusal: Refusal) -> Row:
+    """A registration that was refused: which, by whom it was asked for, and why; ours."""
+    return {
+        "function_id": refusal.function_id,
+        "namespace": refusal.namespace,
+        "worker_name": owner_name(refusal.owner, refusal.function_id),
+        "code": refusal.error.code,
+        "reason": errors.shorten(refusal.error.message),
+        "refused_at_ms": refusal.at_ms,
+    }
 
 
 def function_detail(core: Engine, entry: FunctionEntry) -> Row:
@@ -121,6 +126,18 @@ def type_with_formats(claim: TypeClaim) -> Row:
     return _without_none(row, ("trigger_request_format", "call_request_format"))
 
 
+def type_detail(core: Engine, claim: TypeClaim) -> Row:
+    """A TriggerTypeDetail; `instance_count` has the live bindings of this very provider."""
+    row: Row = {
+        **type_summary(claim),
+        "configuration_schema": value_of(claim.config_format),
+        "request_schema": value_of(claim.call_format),
+        "response_schema": value_of(claim.return_format),
+        "instance_count": sum(binding.claim is claim for binding in core.triggers),
+    }
+    return _without_none(row, ("configuration_schema", "request_schema", "response_schema"))
+
+
 def type_shown(binding: Binding) -> str:
     """The trigger type of a binding: the one that serves it, else its canonical name."""
     return binding.type_id if binding.claim is None else binding.claim.id
@@ -145,8 +162,8 @@ def binding_row(core: Engine, binding: Binding) -> Row:
     return _without_none(row, ("why",))
 
 
-def remote_row(peer: RemotePeer) -> Row:
-    """A WorkerSummary of a connected worker. Ours adds `functions`, `pid`, `telemetry` and `internal`."""
+def remote_row(peer: RemotePeer, functions: list[str]) -> Row:
+    """A WorkerSummary of a connected worker with these `functions`. Ours adds them, `pid`, `telemetry`, `internal`."""
     info = peer.info
     return {
         "name": peer.name,
@@ -157,22 +174,20 @@ def remote_row(peer: RemotePeer) -> Row:
         "runtime": info and info.runtime,
         "os": info and info.os,
         "status": "connected",
-        "function_count": len(peer.functions),
+        "function_count": len(functions),
         "connected_at_ms": peer.connected_at_ms,
         "active_invocations": len(peer.calls) + len(peer.running),
         "isolation": info and info.isolation,
         "ip_address": peer.address,
-        "functions": sorted(function_id for _, function_id in peer.functions),
+        "functions": functions,
         "pid": info and info.pid,
         "telemetry": info and info.telemetry,
         "internal": False,
     }
 
 
-def module_row(module: str, peers: Iterable[LocalPeer], started_at_ms: int) -> Row:
-    """A WorkerSummary of a built-in module."""
-    peers = tuple(peers)
-    functions = sorted(function_id for peer in peers for _, function_id in peer.functions)
+def module_row(module: str, peers: Iterable[Peer], functions: list[str], started_at_ms: int) -> Row:
+    """A WorkerSummary of a built-in module with these `functions`."""
     return {
         "name": _ESTABLISHED.get(module, module),
         "description": _DESCRIPTIONS.get(module),

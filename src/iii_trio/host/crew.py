@@ -1,0 +1,150 @@
+"""The crew: every built-in worker that runs, made from its settings, supervised, changed and ended one by one."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from attrs import define, evolve, field
+
+from ..config import Live
+from ..engine import Engine
+from ..modules.http import HttpModule, check_settings
+from ..modules.http_functions import HttpFunctionsModule
+from ..modules.pubsub import PubSubModule
+from ..modules.queue import QueueModule
+from ..modules.state import StateModule
+from .admin import AdminModule
+from .adopt import Adopted, Adoption, Hands
+from .plan import Block, file_in
+from .stores import Stores
+from .supervise import Module, Supervised
+
+log = logging.getLogger(__name__)
+
+Make = Callable[[], Module]
+
+
+@define(eq=False, kw_only=True)
+class Crew:
+    """The built-in workers. `modules` has the supervisor of each by its canonical name, in the order of their starts.
+
+    `ending_s`: how long (s) HTTP requests may take to end when the port stops. `picture`: what the admin port counts.
+    """
+
+    core: Engine
+    nursery: trio.Nursery
+    stores: Stores
+    adoption: Adoption
+    data_dir: Path
+    ending_s: float
+    picture: Callable[[], object]
+    modules: dict[str, Supervised] = field(factory=dict)
+
+    async def start(self, block: Block) -> None:
+        """Start the worker of a block. Raises `StartError`, `StoreError` or `ConfigError`, with nothing left behind."""
+        name = block.entry.name
+        adopted = self.adoption.read(block, CHECKS.get(name, lambda _: None))
+        try:
+            make = await MAKERS[name](self, adopted.live, adopted.declared)
+            adopted.hands = self._hands(adopted)
+            await self.supervise(name, make)
+        except BaseException:
+            self.adoption.forget(adopted)
+            raise
+        if name == "http":
+            adopted.choose(port=self._http().addresses[0][1])
+
+    async def supervise(self, name: str, make: Make) -> None:
+        """Start a module that has no settings of its own. Raises `StartError`."""
+        supervised = Supervised(self.core, name, make)
+        await self.nursery.start(supervised.run, name=f"supervisor of {name}")
+        self.modules[name] = supervised
+
+    async def stop(self, name: str) -> None:
+        """End a worker for good: its functions and trigger types go, bindings on them are parked."""
+        supervised = self.modules.pop(name)
+        supervised.stop()
+        await supervised.ended.wait()
+        self.core.modules.pop(name, None)
+        adopted = self.adoption.get(name)
+        if adopted is not None:
+            await self.adoption.withdraw(adopted)
+
+    @property
+    def http(self) -> HttpModule | None:
+        """The HTTP module, or None where none runs."""
+        return self._http() if "http" in self.modules else None
+
+    def _http(self) -> HttpModule:
+        module = self.modules["http"].module
+        assert isinstance(module, HttpModule)
+        return module
+
+    def _hands(self, adopted: Adopted) -> Hands:
+        rebind = self._rebind_http if adopted.name == "http" else partial(self._restart, adopted)
+        check = CHECKS.get(adopted.name, lambda _: None)
+        return Hands(check=check, rebind=rebind, restart=partial(self._restart, adopted))
+
+    async def _restart(self, adopted: Adopted, settings: Any) -> Any:
+        """Make everything it needs anew, then start it again on that. Raises `IIIError`; it runs as before then."""
+        make = await MAKERS[adopted.name](self, adopted.live, settings)
+        before = adopted.live.value
+        adopted.live.set(settings)
+        try:
+            await self.modules[adopted.name].replace(make)
+        except BaseException:
+            adopted.live.set(before)
+            raise
+        return settings
+
+    async def _rebind_http(self, settings: Any) -> Any:
+        http = self._http()
+        await http.rebind(settings)
+        return evolve(settings, port=http.addresses[0][1]) if http.addresses else settings
+
+
+async def _make_state(crew: Crew, live: Live[Any], settings: Any) -> Make:
+    directory = settings.adapter.directory(crew.data_dir / "state")
+    store = await crew.stores.open("state", None if directory is None else file_in(directory))
+    return partial(StateModule, live, store.key_value("state"))
+
+
+async def _make_queue(crew: Crew, live: Live[Any], settings: Any) -> Make:
+    directory = settings.adapter.directory(crew.data_dir / "queue")
+    store = await crew.stores.open("queue", None if directory is None else file_in(directory))
+    return partial(QueueModule, live, store.job_log())
+
+
+async def _make_http(crew: Crew, live: Live[Any], settings: Any) -> Make:
+    # one object for all its lives: who holds it finds the addresses of the present one
+    http = HttpModule(live, grace_s=crew.ending_s)
+    return lambda: http
+
+
+async def _make_admin(crew: Crew, live: Live[Any], settings: Any) -> Make:
+    return partial(AdminModule, live, crew.picture)
+
+
+async def _make_pubsub(crew: Crew, live: Live[Any], settings: Any) -> Make:
+    return partial(PubSubModule, live)
+
+
+async def _make_http_functions(crew: Crew, live: Live[Any], settings: Any) -> Make:
+    return partial(HttpFunctionsModule, live)
+
+
+MAKERS: Final[Mapping[str, Callable[[Crew, Live[Any], Any], Awaitable[Make]]]] = {
+    "state": _make_state,
+    "queue": _make_queue,
+    "pubsub": _make_pubsub,
+    "http-functions": _make_http_functions,
+    "http": _make_http,
+    "admin": _make_admin,
+}
+"""How each worker with settings is made from them, in the order of their starts."""
+
+CHECKS: Final[Mapping[str, Callable[[Any], None]]] = {"http": check_settings}
+"""What the settings class of a worker admits and this release cannot do."""

@@ -1,0 +1,291 @@
+"""Connections to endpoints: only to addresses that were checked, head and body in one send, bounded per host.
+
+httpcore, the layer below httpx, keeps the connections and speaks HTTP/1.1. A client above it would bring what must not
+be here: cookies that one function's endpoint sets for another's, redirects, proxies of the environment, decompression.
+"""
+
+import ssl
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
+
+import httpcore
+import trio
+from attrs import define, field, frozen
+
+from ...engine import Deadlines, Timer
+from ...protocol import errors
+from ...protocol.errors import WireError
+from ...protocol.limits import (
+    CLOSE_S,
+    HTTP_CONNECT_S,
+    HTTP_HOST_BYTES,
+    HTTP_HOST_RUNNING,
+    HTTP_HOST_WAITING,
+    HTTP_IDLE_S,
+    HTTP_RESPONSE_ALL,
+)
+from . import addresses
+from .targets import Header
+from .urls import Endpoint
+
+Key = tuple[str, str, int]
+
+MAX_CAUSES: Final = 8
+
+
+class Stopped(httpcore.ReadError):
+    """Reading was given up by us."""
+
+
+class OneSend(httpcore.AsyncNetworkStream):
+    """A connection whose writes leave together, when the answer is waited for: some endpoints read no second segment."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._unsent: list[bytes] = []
+        self._stopped = False
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Keep bytes for the next `read`; reached between requests only, so that it is no cancellation point."""
+        if buffer:
+            self._unsent.append(buffer)
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Send what is unsent, then read. A failed send is no error yet: the endpoint may have answered before."""
+        if self._stopped:
+            raise Stopped("no more of the answer is wanted")
+        if self._unsent:
+            message = b"".join(self._unsent)
+            self._unsent.clear()
+            try:
+                await self._stream.write(message, timeout)
+            except httpcore.WriteError:
+                pass
+        return await self._stream.read(max_bytes, timeout)
+
+    def stop(self) -> None:
+        """Let the next `read` fail: the way out of an answer that is too large, through every layer that is reading it."""
+        self._stopped = True
+
+    async def aclose(self) -> None:
+        """Close, within `CLOSE_S` seconds whatever the endpoint does."""
+        with trio.move_on_after(CLOSE_S):
+            await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        """The same over TLS. A handshake that does not succeed, or is cancelled, closes the connection."""
+        try:
+            return OneSend(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        except BaseException:
+            with trio.CancelScope(deadline=trio.current_time() + CLOSE_S, shield=True):
+                await self._stream.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        """See httpcore."""
+        return self._stream.get_extra_info(info)
+
+
+class PinnedBackend(httpcore.AsyncNetworkBackend):
+    """Connects to addresses only: a name that reaches this point has not been checked."""
+
+    def __init__(self) -> None:
+        self._network = httpcore.TrioBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to an IP address. Raises `httpcore.ConnectError`."""
+        if addresses.parse(host) is None:
+            raise httpcore.ConnectError(f"{host} is no address")
+        return OneSend(await self._network.connect_tcp(host, port, timeout, local_address, socket_options))
+
+
+@frozen
+class Answer:
+    """A response read to its end."""
+
+    status: int
+    reason: bytes
+    body: bytes
+
+
+@define(eq=False)
+class Reading:
+    """How much of a response may be held: `limit` bytes of this one, `HTTP_RESPONSE_ALL` of all that are being read."""
+
+    limit: int
+    held: int = 0
+
+    def refusal(self, size: int) -> WireError | None:
+        """Why a response of which `size` bytes have come is not read on, if so."""
+        if size > self.limit:
+            text = f"the response has more than {self.limit} bytes (`response_limit` of http-functions)"
+            return WireError(text, errors.PAYLOAD_TOO_LARGE)
+        if self.held > HTTP_RESPONSE_ALL:
+            text = f"responses of more than {HTTP_RESPONSE_ALL} bytes are being read at once; try again later"
+            return WireError(text, errors.WORKER_OVERLOADED)
+        return None
+
+
+@define(eq=False)
+class Destination:
+    """One host and port: its connections, the calls that use them, and those that wait for one.
+
+    `held` are the bytes of their payloads, `good` is the address last connected to, `idle` ends it when nobody calls.
+    """
+
+    endpoint: Endpoint
+    pool: httpcore.AsyncConnectionPool
+    calls: int = 0
+    held: int = 0
+    slots: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(HTTP_HOST_RUNNING))
+    good: str | None = None
+    idle: Timer | None = None
+
+    @contextmanager
+    def admit(self, size: int) -> Iterator[None]:
+        """Count a call with a body of `size` bytes. Raises `WireError` when the host has more than it keeps up with."""
+        if self.calls >= HTTP_HOST_RUNNING + HTTP_HOST_WAITING or (self.calls and self.held + size > HTTP_HOST_BYTES):
+            text = f"{self.endpoint.authority} does not keep up: {self.calls} calls of {self.held} bytes wait for it"
+            raise WireError(text, errors.WORKER_OVERLOADED)
+        self.calls += 1
+        self.held += size
+        try:
+            yield
+        finally:
+            self.calls -= 1
+            self.held -= size
+
+    async def open(
+        self, method: str, found: tuple[str, ...], headers: list[Header], target: bytes, body: bytes
+    ) -> httpcore.Response:
+        """Send a request to the first of the addresses that can be connected to; the response's head has come.
+
+        Raises httpcore's `ConnectError` and `ConnectTimeout` when there is none: nothing has been sent then.
+        """
+        scheme, host = self.endpoint.scheme.encode(), self.endpoint.host.rstrip(".")
+        ordered = sorted(found, key=lambda address: address != self.good)
+        for address in ordered:
+            limits = {} if address is ordered[-1] else {"connect": HTTP_CONNECT_S}
+            request = httpcore.Request(
+                method,
+                httpcore.URL(scheme=scheme, host=address, port=self.endpoint.port, target=target),
+                headers=headers,
+                content=body,
+                extensions={"sni_hostname": host, "timeout": limits},
+            )
+            try:
+                response = await self.pool.handle_async_request(request)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if address is ordered[-1]:
+                    raise
+            else:
+                self.good = address
+                return response
+        raise httpcore.ConnectError(f"{host} has no address")
+
+
+async def read_answer(response: httpcore.Response, reading: Reading) -> Answer:
+    """The whole response. Raises httpcore's errors when it breaks off, `WireError` when it is too large.
+
+    However this ends, the connection is given back, or closed if there was more to read.
+    """
+    stream = response.extensions["network_stream"]
+    chunks: list[bytes] = []
+    size, refusal = 0, None
+    try:
+        async for chunk in response.aiter_stream():
+            if refusal is None:
+                chunks.append(chunk)
+                size += len(chunk)
+                reading.held += len(chunk)
+                refusal = reading.refusal(size)
+                if refusal is not None:
+                    stream.stop()
+    except Stopped:
+        assert refusal is not None
+    finally:
+        reading.held -= size
+        with trio.CancelScope(deadline=trio.current_time() + CLOSE_S, shield=True):
+            await response.aclose()
+    if refusal is not None:
+        raise refusal
+    return Answer(response.status, response.extensions.get("reason_phrase", b""), b"".join(chunks))
+
+
+@define(eq=False)
+class Destinations:
+    """Every host that is being called or has been just now; `nursery` runs the closing of those that are not any more."""
+
+    deadlines: Deadlines
+    tls: ssl.SSLContext
+    nursery: trio.Nursery
+    _open: dict[Key, Destination] = field(factory=dict, init=False)
+
+    @contextmanager
+    def use(self, endpoint: Endpoint, size: int) -> Iterator[Destination]:
+        """The destination of a call, which is counted for the length of the block. Raises `WireError` as `admit` does."""
+        key = (endpoint.scheme, endpoint.host, endpoint.port)
+        destination = self._open.get(key)
+        if destination is None:
+            pool = httpcore.AsyncConnectionPool(
+                ssl_context=self.tls,
+                max_connections=HTTP_HOST_RUNNING,
+                max_keepalive_connections=HTTP_HOST_RUNNING,
+                keepalive_expiry=HTTP_IDLE_S,
+                network_backend=PinnedBackend(),
+            )
+            destination = self._open[key] = Destination(endpoint, pool)
+        if destination.idle is not None:
+            destination.idle.cancel()
+            destination.idle = None
+        with destination.admit(size):
+            try:
+                yield destination
+            finally:
+                if destination.calls == 1:
+                    destination.idle = self.deadlines.after(HTTP_IDLE_S, partial(self._retire, key))
+
+    def _retire(self, key: Key) -> None:
+        destination = self._open.pop(key)
+        self.nursery.start_soon(destination.pool.aclose, name=f"close idle connections to {destination.endpoint.host}")
+
+    async def aclose(self) -> None:
+        """Close everything, within `CLOSE_S` seconds, also when cancelled."""
+        with trio.CancelScope(deadline=trio.current_time() + CLOSE_S, shield=True):
+            async with trio.open_nursery() as closing:
+                for destination in self._open.values():
+                    if destination.idle is not None:
+                        destination.idle.cancel()
+                    closing.start_soon(destination.pool.aclose, name=f"close {destination.endpoint.host}")
+        self._open.clear()
+
+    def __iter__(self) -> Iterator[Destination]:
+        return iter(tuple(self._open.values()))
+
+
+def cause(error: BaseException) -> str:
+    """The texts of an error and of what caused it, without those that say nothing or say it again."""
+    texts: list[str] = []
+    pending: list[BaseException | None] = [error]
+    while pending and len(texts) < MAX_CAUSES:
+        one = pending.pop(0)
+        if one is None:
+            continue
+        said = one.message if isinstance(one, WireError) else str(one)
+        if isinstance(one, BaseExceptionGroup):
+            pending += one.exceptions
+        elif said and not any(said in text for text in texts):
+            texts.append(said)
+        pending.append(one.__cause__ or one.__context__)
+    return errors.shorten(": ".join(texts) or type(error).__name__)
