@@ -95,9 +95,8 @@ async def test_a_call_that_is_cancelled_before_its_task_has_run_never_runs(
         assert module.statistics().runs == 0
 
 
-async def test_tasks_are_bounded(autojump_clock: MockClock, core: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iii_trio.engine.local.TASK_HANDLERS", 2)
-    async with open_local(core, "module") as module:
+async def test_tasks_are_bounded(autojump_clock: MockClock, core: Engine) -> None:
+    async with open_local(core, "module", task_limit=2) as module:
         gate = trio.Event()
 
         async def handler(_call: Call, data: Json) -> Json:
