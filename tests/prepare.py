@@ -6,7 +6,9 @@ a directory of its own under `.compat/`, so that none meets another or the tests
     .compat/python/VERSION   a virtual environment with an official Python SDK
     .compat/node/VERSION     node_modules with an official Node SDK
 
-What is in them is pinned: by `tests/compat/clients/python-VERSION.txt`, and by the lock files of `examples/hello_node`
+Besides, Chromium, for the tests with pages: whatever the system has, or, in CI, what its package manager installs.
+
+What is in the directories is pinned: by `tests/compat/clients/python-VERSION.txt`, and by the lock files of `examples/hello_node`
 and `tests/compat/clients/node-VERSION`.
 Needs Python with venv and pip, and node with npm; nothing else. Without node its part is left out and its tests are
 skipped; with CI set, that is a failure.
@@ -121,6 +123,18 @@ def prepare_node(project: Path) -> None:
     keep(directory, digest(run("node", "--version", cwd=ROOT), manifest, lock), install)
 
 
+def prepare_chromium() -> None:
+    """A Chromium on the path. Only CI's machine is changed for it; elsewhere its tests are skipped. Raises `Failed`."""
+    if any(shutil.which(name) for name in ("chromium", "chromium-browser")):
+        print("chromium: in place")
+    elif not os.environ.get("CI"):
+        print("chromium: not found; the tests with pages will be skipped")
+    else:
+        print("chromium: installing", flush=True)
+        run("apt-get", "update", "--quiet", cwd=ROOT)
+        run("apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "chromium", cwd=ROOT)
+
+
 def main() -> int:
     """Prepare everything; 1 if something failed, which does not keep the rest from being prepared."""
     COMPAT.mkdir(exist_ok=True)
@@ -128,7 +142,7 @@ def main() -> int:
     failures = 0
     pythons = [partial(prepare_python, file) for file in sorted(CLIENTS.glob("python-*.txt"))]
     nodes = [partial(prepare_node, project) for project in NODE_PROJECTS]
-    for step in (*pythons, *nodes):
+    for step in (*pythons, *nodes, prepare_chromium):
         try:
             step()
         except Failed as failure:

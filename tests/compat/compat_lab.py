@@ -220,6 +220,7 @@ class RunningEngine:
     process: Process
     worker_port: int
     http_port: int
+    stream_port: int
 
     @property
     def url(self) -> str:
@@ -278,11 +279,12 @@ class Lab:
             *("-m", "iii_trio", "serve", *map(str, scripts)),
             *("--port", str(after.worker_port if after else 0)),
             *("--http-port", str(after.http_port if after else 0)),
+            *("--stream-port", str(after.stream_port if after else 0)),
             *("--data-dir", str(self.directory / "data"), "--ports-file", str(ports_file)),
         )
         await process.output(lambda lines: any("ports are written to" in line for line in lines))
         ports = json.loads(ports_file.read_text())
-        return RunningEngine(process, ports["worker"][1], ports["http"][1])
+        return RunningEngine(process, *(ports[name][1] for name in ("worker", "http", "stream")))
 
     async def script(self, engine: RunningEngine, interpreter: str | Path, script: Path, *words: str) -> Process:
         """Start a worker script with the interpreter, or other program, that is meant to run it."""

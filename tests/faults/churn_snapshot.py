@@ -23,6 +23,7 @@ from iii_trio.engine.listener import ListenerStatistics
 from iii_trio.host.compose import Running
 from iii_trio.modules.http.connections import ConnectionStatistics
 from iii_trio.modules.http.exchange import ExchangeStatistics
+from iii_trio.modules.introspection import TelemetryStatistics
 from iii_trio.modules.introspection.tasks import task_tree
 from iii_trio.modules.pubsub import PubSubStatistics
 from iii_trio.modules.queue.machine import QueueCounts
@@ -39,6 +40,7 @@ COUNTERS: Final[Mapping[type, frozenset[str]]] = {
     ConnectionStatistics: frozenset({"refused", "failed"}),
     ExchangeStatistics: frozenset({"requests", "unmatched", "refused", "answers"}),
     PubSubStatistics: frozenset({"published"}),
+    TelemetryStatistics: frozenset({"traces", "metrics", "logs", "others", "unread"}),
     QueueCounts: frozenset({"acknowledged", "failures"}),
     StateStatistics: frozenset({"failed", "too_large"}),
     KeyValueStatistics: frozenset({"reads", "writes"}),

@@ -1,7 +1,6 @@
 """From an empty directory to a project that answers: `init`, `serve`, `worker add` while it runs, as processes."""
 
 import json
-import subprocess
 import sys
 import urllib.request
 from functools import partial
@@ -26,7 +25,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 async def iii(directory: Path, *arguments: str) -> str:
     """What a command prints that works."""
     command = [*COMMAND, *arguments]
-    result = await trio.run_process(command, capture_stdout=True, stderr=subprocess.PIPE, cwd=directory)
+    result = await trio.run_process(command, capture_stdout=True, stderr=None, cwd=directory)
     return result.stdout.decode()
 
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from iii_trio import open_client
-from iii_trio.testing.process import COMMAND, EngineProcess, start_engine
+from iii_trio.testing.process import COMMAND, EngineProcess, run_engine, start_engine
 
 USER = Path(__file__).parent / "clients" / "configuration_user.py"
 SETPRIV = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
@@ -106,6 +106,21 @@ async def test_an_engine_that_cannot_keep_entries_serves_and_says_so(container: 
         assert "max_value_bytes" not in value
         assert await engine.stop() == 0, "\n".join(engine.output)
     (container / "data" / "config").chmod(0o755)
+
+
+async def test_a_backup_holds_the_entries_and_gives_them_back(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    async with run_engine(tmp_path) as engine, open_client(engine.url) as client:
+        await client.call("configuration::set", {"id": "iii-state", "value": {"max_value_bytes": 5}})
+        made = await client.call("engine::backup", {"name": "b"})
+        await client.call("configuration::set", {"id": "iii-state", "value": {"max_value_bytes": 6}})
+        await engine.stop()
+    data = str(tmp_path / "data")
+    arguments = ["restore", made["directory"], "-c", str(tmp_path / "config.yaml"), "--data-dir", data]
+    done = await trio.run_process([*COMMAND, *arguments], capture_stdout=True)
+    assert b"stand as of" in done.stdout
+    async with run_engine(tmp_path) as engine, open_client(engine.url) as client:
+        assert (await client.call("configuration::get", {"id": "iii-state"}))["value"] == {"max_value_bytes": 5}
 
 
 def test_check_reads_the_same_file(container: Path) -> None:

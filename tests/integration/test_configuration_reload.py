@@ -171,6 +171,26 @@ async def _free_port() -> Any:
     return sock
 
 
+async def test_a_stored_address_that_cannot_be_had_gives_way_to_the_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = tmp_path / "data" / "config"
+    entries.mkdir(parents=True)
+    with await _free_port() as sock:
+        sock.listen()
+        taken = sock.getsockname()[1]
+        (entries / "iii-http.yaml").write_text(f"id: iii-http\nvalue: {{port: {taken}, default_timeout: 7}}\n")
+        text = "workers:\n  - name: iii-http\n    config: {{port: 0, host: {host}}}\n"
+        async with engine(tmp_path, text.format(host="127.0.0.1")) as bench:
+            assert await status_of(bench.http_port()) == 404
+            assert bench.http_port() != taken
+            assert "the stored settings of iii-http are not used" in caplog.text
+        (entries / "iii-http.yaml").write_text(f"id: iii-http\nvalue: {{port: {taken}, host: localhost}}\n")
+        with pytest.raises(ExceptionGroup):
+            async with engine(tmp_path, text.format(host="0.0.0.0")):
+                pytest.fail("a port that was closed to others was opened")
+
+
 async def test_another_host_on_the_same_port_and_back_when_it_cannot_be_had(tmp_path: Path) -> None:
     async with engine(tmp_path, WORKERS.format(timeout=1000, limit=10)) as bench:
         port = bench.http_port()
@@ -256,6 +276,21 @@ async def test_a_config_file_that_changes(tmp_path: Path, caplog: pytest.LogCapt
             lambda: "http" in bench.running.ports() and bench.setting("http", "default_timeout") == 3000
         )
         assert await status_of(bench.http_port()) == 404
+
+
+async def test_workers_without_an_entry_follow_the_file_alone(tmp_path: Path) -> None:
+    text = "workers:\n  - {{name: admin, config: {{port: {port}}}}}\n  - {{name: configuration, config: {{ttl_seconds: {ttl}}}}}\n"
+    with await _free_port() as sock:
+        free = sock.getsockname()[1]
+    async with engine(tmp_path, "workers: []\n") as bench:
+        bench.rewrite(text.format(port=0, ttl=1))
+        await bench.heard.until(lambda: bench.running.core.modules.get("admin") == "running")
+        bench.rewrite(text.format(port=free, ttl=2))
+        await bench.heard.until(lambda: bench.setting("admin", "port") == free)
+        assert await status_of(free) == 404
+        bench.rewrite("workers: []\n")
+        await bench.heard.until(lambda: "admin" not in bench.running.modules)
+        assert (await bench.call("configuration::list"))["configurations"] == []
 
 
 async def test_flags_stay_above_file_and_entry(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -289,6 +289,7 @@ async def test_json_logs_are_json_lines_and_nothing_else(tmp_path: Path) -> None
         "worker configuration: defaults",
         "worker iii-http: port from the command line; the rest defaults",
         "worker iii-state: defaults",
+        "worker iii-stream: port from the command line; the rest defaults",
         "worker iii-queue: defaults",
         "worker iii-pubsub: defaults",
     ]

@@ -26,7 +26,7 @@ from iii_trio.protocol import errors
 from iii_trio.protocol.errors import IIIError, StoreError
 
 WAIT_S = 20.0
-ANYWHERE = {"port": 0, "http_port": 0}
+ANYWHERE = {"port": 0, "http_port": 0, "stream_port": 0}
 
 
 def has_ipv6() -> bool:
@@ -115,11 +115,11 @@ async def test_the_default_set_runs_and_ends(tmp_path: Path) -> None:
             }
             health = await client.call("engine::health::check")
         assert health["status"] == "healthy"
-        names = {"state", "queue", "pubsub", "introspection", "backups", "http", "configuration", "settings"}
+        names = {"state", "stream", "queue", "pubsub", "introspection", "backups", "http", "configuration", "settings"}
         assert health["components"]["modules"]["details"] == dict.fromkeys(names, "running")
         picture = running.statistics()
         assert {module.name for module in picture.modules} == names
-        assert {Path(store.path or "").parent.name for store in picture.stores} == {"state", "queue"}
+        assert {Path(store.path or "").parent.name for store in picture.stores} == {"state", "stream", "queue"}
         assert len(picture.listeners) == 1
     assert not any(map(is_open, ports.values()))
     async with host(tmp_path) as running, open_client(running.worker_url) as client:  # the stores were let go

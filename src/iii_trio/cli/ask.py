@@ -53,6 +53,10 @@ class Unreachable(Unanswered):
     """Nothing that could answer is there, or it does not let us in."""
 
 
+class TimedOut(Unreachable):
+    """Something is there, or may be, and says nothing."""
+
+
 class Refused(Unanswered):
     """The function, or the engine in its place, answered with an error."""
 
@@ -134,7 +138,7 @@ async def converse(target: Target, talk: Callable[[Call], Awaitable[T]]) -> T:
     except NotConnected as error:
         raise Unreachable(_unreachable(error, target.url)) from None
     except (InvocationTimeout, trio.TooSlowError):
-        raise Unreachable(NO_ANSWER) from None
+        raise TimedOut(NO_ANSWER) from None
     except InvocationError as error:
         raise Refused(error, target.url) from None
     except WireError as error:
@@ -153,16 +157,17 @@ def hear(target: Target, talk: Callable[[Call], Awaitable[T]]) -> T:
     try:
         return trio.run(converse, target, talk)
     except BaseExceptionGroup as group:
-        _, others = group.split(KeyboardInterrupt)
-        if others is not None:
+        if group.subgroup(KeyboardInterrupt) is None:
             raise
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt from None  # whatever else went wrong did so because of it
 
 
 def told_by(target: Target, talk: Callable[[Call], Awaitable[T]]) -> T:
     """`hear`; without an answer the command ends here, with status 1 and the reason."""
     try:
         return hear(target, talk)
+    except TimedOut:
+        fail(f"The engine at {target.url} has not answered within {target.timeout_s:g} s; --timeout-ms waits longer.")
     except Unanswered as error:
         fail(str(error))
 

@@ -54,15 +54,17 @@ def backup(name: str | None, as_json: bool, target: Target) -> None:
 @_config_option
 @_data_dir_option
 def restore(directory: Path, path: Path | None, data_dir: Path | None) -> None:
-    """Put the backup in DIRECTORY in the place of the stores that the configuration names.
+    """Put the backup in DIRECTORY in the place of the stores that the configuration names, and of its stored entries.
 
     Every byte of the backup is checked first. What stood in its place is moved into a directory beside it, not
     deleted. Messages that were waiting when the backup was made are delivered again once the engine runs.
     """
-    files = _plan(path, data_dir).store_files()
+    plan = _plan(path, data_dir)
+    files, entries = plan.store_files(), plan.entries_directory()
+    folders = {} if entries is None else {"configuration": entries.absolute()}
     aside = datetime.now(UTC).strftime("replaced-%Y-%m-%dT%H-%M-%SZ")
     try:
-        manifest, moved = restore_backup(directory, files, folders={}, aside=aside)
+        manifest, moved = restore_backup(directory, files, folders=folders, aside=aside)
     except StoreError as error:
         fail(str(error))
     names = ", ".join(name for file in manifest.files for name in file.names)

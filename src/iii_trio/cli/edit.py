@@ -12,7 +12,8 @@ from ..config import ConfigError, Position, WorkerName, YamlMapping, YamlSequenc
 from .starter import entry_text
 
 INDENT: Final = "  "
-_EMPTY_FLOW: Final = re.compile(r"\[\s*\]")
+_EMPTY_FLOW: Final = re.compile(r"\[\s*\](?P<comment>[ \t]+#[^\r\n]*)?[ \t]*(?:\r?\n)?")
+"""`[]`, a comment after it, and the end of the line."""
 
 
 class AsWritten(dict[str, str]):
@@ -56,12 +57,8 @@ def _in_list(text: str, workers: YamlSequence, worker: WorkerName, name: str, ne
     if text[start : start + 1] != "[":
         return _after_last(text, workers, worker, name, newline)
     if empty := _EMPTY_FLOW.match(text, start):
-        rest = text[empty.end() :]
-        comment = rest[: len(rest) - len(rest.lstrip(" \t"))] and re.match(r"[ \t]+#[^\r\n]*", rest)
-        kept = comment[0] if comment else ""
         block = entry_text(worker, name, INDENT).replace("\n", newline)
-        after = rest[len(kept) :].lstrip(" \t")
-        return text[:start].rstrip(" \t") + kept + newline + block + after.removeprefix(newline)
+        return f"{text[:start].rstrip()}{empty['comment'] or ''}{newline}{block}{text[empty.end() :]}"
     return f"{text[: start + 1]}{{name: {name}}}, {text[start + 1 :].lstrip(' ')}"
 
 

@@ -86,6 +86,7 @@ def check_level(_context: click.Context, _parameter: click.Parameter, value: str
 @click.option("--host", help="Listen on this address instead of the loopback addresses.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port for workers.")
 @click.option("--http-port", type=click.IntRange(0, 65535), help="Port for HTTP.")
+@click.option("--stream-port", type=click.IntRange(0, 65535), help="Port for subscribers of streams.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Directory of the stores (default ./data).")
 @click.option("--reload", is_flag=True, help="Run a script again when its source changes.")
 @click.option(
@@ -105,7 +106,7 @@ def check_level(_context: click.Context, _parameter: click.Parameter, value: str
 @click.option(
     "--ports-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help='Write the bound ports there as JSON once all listen: {"worker": [host, port], "http": [host, port]}.',
+    help='Write the bound ports there as JSON once all listen: {"worker": [host, port], "http": …, "stream": …}.',
 )
 @click.option("--no-update-check", is_flag=True, hidden=True)
 def serve(
@@ -116,6 +117,7 @@ def serve(
     host: str | None,
     port: int | None,
     http_port: int | None,
+    stream_port: int | None,
     data_dir: Path | None,
     reload: bool,
     log_level: str,
@@ -126,8 +128,8 @@ def serve(
     """Run the engine, and SCRIPTS (.py, .mjs, .js) as supervised workers beside it.
 
     Without -c, config.yaml in this directory is read if there is one; otherwise the default set of built-in workers
-    runs: HTTP on port 3111, state, queue and pub/sub, kept under ./data. SIGTERM and Ctrl-C let running calls end; a
-    second one ends it at once.
+    runs: HTTP on port 3111, streams on port 3112, state, queue and pub/sub, kept under ./data. SIGTERM and Ctrl-C let
+    running calls end; a second one ends it at once.
 
     \b
     Examples:
@@ -143,7 +145,7 @@ def serve(
         create_config(path)
     if path is None and not defaults and DEFAULT_FILE.exists():
         path = DEFAULT_FILE
-    overrides = Overrides(host=host, port=port, http_port=http_port, data_dir=data_dir)
+    overrides = Overrides(host=host, port=port, http_port=http_port, stream_port=stream_port, data_dir=data_dir)
     try:
         # outermost, so that a second signal also ends a process that cannot get rid of its output
         with StopSignals() as stop, start_logging("json" if log_format == "json" else "text", log_level):

@@ -46,9 +46,11 @@ def add(name: str, path: Path) -> None:
     is what runs without a file. A worker that is listed already stays as it is.
     """
     wanted = _worker(name)
+    if name == wanted.legacy_class:
+        name = short_name(wanted)
     existed = path.exists()
     try:
-        text = path.read_text(encoding="utf-8") if existed else starter_config()
+        text = path.read_bytes().decode() if existed else starter_config()
         config = parse_config(text, str(path), os.environ)
     except (OSError, UnicodeDecodeError) as error:
         fail(f"cannot read {path}: {error.strerror if isinstance(error, OSError) else 'it is not UTF-8'}")
@@ -91,7 +93,10 @@ def _replace(path: Path, text: str) -> None:
     """Write a file in one step, keeping its permissions; a link stays a link."""
     real = path.resolve()
     temporary = real.with_name(real.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
     if real.exists():
         temporary.chmod(real.stat().st_mode)
     temporary.replace(real)

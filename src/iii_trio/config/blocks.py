@@ -229,8 +229,22 @@ class StreamSettings:
 # Queue
 
 
+_DAY_MS: Final = 86_400_000
+_YEAR_MS: Final = 366 * _DAY_MS
+
+
 def _in_queue(rule: str) -> Callable[[str, Any], str]:
     return lambda queue, value: rule.format(queue=queue, value=value)
+
+
+def _dead_letter_max_age() -> Any:
+    return setting(
+        None, tier="live", unit="ms", ge=1, doc="How long a dead letter is kept; absent means until it is dropped."
+    )
+
+
+def _dead_letter_max_count() -> Any:
+    return setting(None, tier="live", ge=1, doc="Dead letters kept, the newest; absent means all.")
 
 
 @frozen(kw_only=True)
@@ -263,6 +277,15 @@ class QueueSettings:
     backoff_ms: int = setting(
         1000, tier="live", unit="ms", ge=0, doc="Delay before the second delivery; doubles with each failure."
     )
+    backoff_max_ms: int | None = setting(
+        None, tier="live", unit="ms", ge=0, le=_DAY_MS, doc="The longest such delay; absent means a day."
+    )
+    backoff_type: str | None = setting(
+        None, tier="live", choices=("exponential", "fixed"), doc="fixed keeps the delay the same; absent: exponential."
+    )
+    backoff_jitter: float | None = setting(
+        None, tier="live", ge=0, le=1, doc="How much of a delay may be cut off by chance: 0.2 is up to a fifth."
+    )
     timeout_ms: int = setting(
         1_800_000,
         tier="live",
@@ -271,17 +294,32 @@ class QueueSettings:
         refusal=_in_queue("Queue '{queue}' has 'timeout_ms' {value}; it must be at least 1"),
         doc="How long one delivery may take before it counts as failed.",
     )
-    poll_interval_ms: int | None = no_op(why=_NO_POLLING, unit="ms", ge=1, doc="Interval between looks at the store.")
-    max_priority: int | None = no_op(
-        why="only an external broker orders by priority",
+    delay_ms: int | None = setting(
+        None, tier="live", unit="ms", ge=0, le=_YEAR_MS, doc="How long a message waits before its first delivery."
+    )
+    max_length: int | None = setting(
+        None, tier="live", ge=1, doc="Messages that may wait or be handled; one more is refused."
+    )
+    max_priority: int | None = setting(
+        None,
+        tier="live",
         ge=1,
         le=255,
         refusal=_in_queue("Queue '{queue}' has 'max_priority' {value}; it must be between 1 and 255"),
-        doc="Highest message priority.",
+        doc="Highest message priority; a higher one counts as this. Absent means 255.",
     )
-    priority_field: str | None = no_op(
-        why="only an external broker orders by priority", doc="Field of the payload that holds its priority."
+    priority_field: str | None = setting(
+        None, tier="live", nonempty=True, doc="Field of the payload that holds its priority, a whole number from 0."
     )
+    deduplication_field: str | None = setting(
+        None, tier="live", nonempty=True, doc="Field of the payload by which a message is known to be a repetition."
+    )
+    deduplication_window_ms: int | None = setting(
+        None, tier="live", unit="ms", ge=1, le=_YEAR_MS, doc="How long a repetition is recognised; absent: 5 minutes."
+    )
+    dead_letter_max_age_ms: int | None = _dead_letter_max_age()
+    dead_letter_max_count: int | None = _dead_letter_max_count()
+    poll_interval_ms: int | None = no_op(why=_NO_POLLING, unit="ms", ge=1, doc="Interval between looks at the store.")
     redeliver_on_engine_restart: bool | None = no_op(
         why="an interrupted delivery is always repeated", doc="Repeat deliveries that a restart interrupted."
     )
@@ -301,6 +339,8 @@ class QueueStoreSettings(StoreSettings):
     mode: str = setting(
         "concurrent", tier="restart", choices=("concurrent", "fifo"), doc="concurrent, or fifo for one at a time."
     )
+    dead_letter_max_age_ms: int | None = _dead_letter_max_age()
+    dead_letter_max_count: int | None = _dead_letter_max_count()
     poll_interval_ms: int | None = no_op(why=_NO_POLLING, unit="ms", ge=1, doc="Interval between looks at the store.")
 
 

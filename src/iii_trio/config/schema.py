@@ -15,7 +15,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TAKES_EFFECT = {
     "live": "Takes effect at once.",
     "rebind": "Rebinds the listener.",
-    "restart": "Takes effect at the next start.",
+    "restart": "The worker is started again.",
 }
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 

@@ -17,7 +17,7 @@ from iii_trio.config.problems import did_you_mean
 
 T = TypeVar("T")
 Tier: TypeAlias = Literal["live", "rebind", "restart"]
-"""When a change takes effect: at once, by rebinding the listener, or at the next start."""
+"""How a change takes effect: at once, by rebinding the listener, or by starting the worker again."""
 
 _KEY: Final = "iii_trio.setting"
 
@@ -83,7 +83,7 @@ def setting(
 ) -> Any:
     """A field of a settings class; without `default` the key is required.
 
-    `tier`: when a change takes effect. `doc`, `unit`: one sentence, and the unit ("ms", "bytes"), for schema and help.
+    `tier`: how a change takes effect. `doc`, `unit`: one sentence, and the unit ("ms", "bytes"), for schema and help.
     `ge`, `le`, `choices`, `nonempty`: bounds, checked by constructor and `structure()` alike (None always passes).
     `aliases`: older spellings of the key; its camelCase form is understood anyway. `refusal(owner, value)`: the message
     for a value out of bounds, in place of the general one. `translate`: older spellings of a text value, applied

@@ -150,6 +150,11 @@ class Intake:
 
     # -- what waits ---------------------------------------------------------------------------------------------------
 
+    @property
+    def paused(self) -> bool:
+        """Whether so much waits that the socket is not read."""
+        return self._paused
+
     def _count(self, frames: int, size: int) -> None:
         self._frames += frames
         self._bytes += size

@@ -143,7 +143,7 @@ class Channel:
 
     @property
     def paired(self) -> bool:
-        """Whether both ends have been attached."""
+        """Whether no end is free any more."""
         return EndState.FREE not in (self.writer, self.reader)
 
     # -- the writer's side
@@ -153,7 +153,7 @@ class Channel:
         if self.writer is not EndState.FREE:
             return False
         self.writer, self._writing = EndState.ATTACHED, end
-        self._attached()
+        self._stop_expiry_if_paired()
         return True
 
     def put(self, item: Item) -> bool:
@@ -204,6 +204,7 @@ class Channel:
             return
         self.ending = ending
         self.writer = EndState.DONE
+        self._stop_expiry_if_paired()
         if self._reading is not None:
             self._reading.on_items()
         elif not ending.complete:
@@ -216,7 +217,7 @@ class Channel:
         if self.reader is not EndState.FREE:
             return False
         self.reader, self._reading = EndState.ATTACHED, end
-        self._attached()
+        self._stop_expiry_if_paired()
         return True
 
     def take(self) -> Item | None:
@@ -249,7 +250,7 @@ class Channel:
 
     # -- both
 
-    def _attached(self) -> None:
+    def _stop_expiry_if_paired(self) -> None:
         if self.paired and self.expiry is not None:
             self.expiry.cancel()
             self.expiry = None

@@ -51,6 +51,14 @@ class Refusal:
     at_ms: int
 
 
+@frozen
+class DelegationStatistics:
+    """Whether the delegate is `running`, and how many `refused` registrations are remembered."""
+
+    running: bool
+    refused: int
+
+
 @define(eq=False, repr=False)
 class Delegation:
     """Between the claims and the delegate; everything here is synchronous."""
@@ -141,6 +149,10 @@ class Delegation:
         """The owner leaves, and what it was refused is of interest to nobody any more."""
         for key in [key for key in self._refusals if key[0] is owner]:
             del self._refusals[key]
+
+    def statistics(self) -> DelegationStatistics:
+        """A frozen picture."""
+        return DelegationStatistics(running=self._delegate is not None, refused=len(self._refusals))
 
 
 def _not_running(call: Call, data: Json) -> None:

@@ -18,7 +18,7 @@ from ..protocol.limits import INVOCATION_S, NAMESPACE_GRACE_S
 from .access import Access
 from .channels import Channels, ChannelsStatistics
 from .deadlines import Clock, Deadlines, DeadlineStatistics
-from .delegation import Delegation
+from .delegation import Delegation, DelegationStatistics
 from .durable import Durable
 from .events import Counters, Events, WorkerConnected, WorkerDisconnected
 from .functions import Functions, FunctionStatistics
@@ -52,6 +52,7 @@ class EngineStatistics:
 
     state: EngineState
     functions: FunctionStatistics
+    delegation: DelegationStatistics
     triggers: TriggerStatistics
     channels: ChannelsStatistics
     workers: WorkerStatistics
@@ -191,6 +192,7 @@ class Engine:
         return EngineStatistics(
             state=self.state,
             functions=self.functions.statistics(),
+            delegation=self.delegation.statistics(),
             triggers=self.triggers.statistics(),
             channels=self.channels.statistics(),
             workers=self.workers.statistics(),

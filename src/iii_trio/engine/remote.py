@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 from ..protocol import NULL, Json, cancellation, codec, errors, trace
 from ..protocol.codec import Envelope
 from ..protocol.errors import ProtocolError, WireError
-from ..protocol.limits import DEADLINE_S, ENQUEUES_PER_PEER, MAX_DEPTH, PROBE_S
+from ..protocol.limits import DEADLINE_S, ENQUEUES_PER_PEER, MAX_DEPTH
 from ..protocol.messages import (
     CancelInvocation,
     Error,
@@ -35,6 +35,7 @@ from .deadlines import Timer
 from .events import TelemetryReceived
 from .invocations import Call, Outcome
 from .peer import DEFAULT_NAMESPACE, Peer
+from .probes import Probe
 from .triggers import Binding
 
 if TYPE_CHECKING:
@@ -46,18 +47,6 @@ CANCEL_FEATURE: Final = "cancel.v1"
 TELEMETRY: Final = (b"OTLP", b"MTRC", b"LOGS")
 ENQUEUE: Final = "engine::queue::enqueue"
 DEADLINE_MS: Final = round(DEADLINE_S * 1000)
-
-
-@define(eq=False)
-class Probe:
-    """A question to a connection: is anybody there? Every inbound frame answers it.
-
-    At the deadline bytes of an unfinished frame do, too.
-    """
-
-    since: float
-    timer: Timer
-    asked_by: list[Callable[[bool], None]]
 
 
 @frozen
@@ -77,7 +66,8 @@ class RemoteStatistics:
 class RemotePeer(Peer):
     """One worker connection.
 
-    `middleware` is the function that its calls go through, `hook` the call by which a hook is being asked.
+    `middleware` is the function that its calls go through, `hook` the call by which a hook is being asked. `lease` is the
+    namespace and name that it holds, `wanted` what it asked for last.
     """
 
     core: "Engine"
@@ -91,17 +81,19 @@ class RemotePeer(Peer):
     description: str | None = None
     namespace_fixed: bool = False
     lease: tuple[str, str] | None = None
+    wanted: tuple[str, str] | None = None
     announced: bool = False
     telemetry_frames: int = 0
     enqueues: int = 0
     intake: Intake = field(init=False)
     _grace: Timer | None = field(default=None, init=False)
-    _probe: Probe | None = field(default=None, init=False)
+    _probe: Probe = field(init=False)
     _bad_kinds: set[str] = field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         self.intake = Intake(self.connection.pause_reading, self.connection.resume_reading)
+        self._probe = Probe(self.connection, self.intake, self.core.deadlines)
 
     @property
     def label(self) -> str:
@@ -113,8 +105,8 @@ class RemotePeer(Peer):
     def on_batch(self, frames: list[bytes]) -> None:
         """A batch of text frames, in order; called by the connection's reader."""
         self.core.invocations.tick()
-        if self._probe is not None:
-            self._answer_probe(alive=True)
+        if self._probe.asked_by:
+            self._probe.answer(alive=True)
         if not self.announced:
             self.core.announce(self)
         for frame in frames:
@@ -149,8 +141,8 @@ class RemotePeer(Peer):
 
     def on_heard(self) -> None:
         """Anything at all arrived, a pong for instance."""
-        if self._probe is not None:
-            self._answer_probe(alive=True)
+        if self._probe.asked_by:
+            self._probe.answer(alive=True)
 
     def on_oversize(self, oversize: Oversize) -> None:
         """A message above the limit was skipped: answer it if it named a call, else the connection ends with 1009."""
@@ -515,7 +507,7 @@ class RemotePeer(Peer):
             self._grace = None
 
     def probe(self, answered: Callable[[bool], None]) -> None:
-        """Ask whether anybody is there: `answered(True)` at the next inbound frame, `answered(False)` after 5 s.
+        """Ask whether anybody is there, see `Probe.ask`.
 
         A connection that is ending already is gone: it gives its footprint back, and the answer is no.
         """
@@ -523,23 +515,7 @@ class RemotePeer(Peer):
             self.core.release(self)
             answered(False)
             return
-        if self._probe is None:
-            since = self.core.clock.now()
-            timer = self.core.deadlines.at(since + PROBE_S, self._probe_over)
-            self._probe = Probe(since, timer, [])
-            self.connection.ping()
-        self._probe.asked_by.append(answered)
-
-    def _probe_over(self) -> None:
-        probe = self._probe
-        self._answer_probe(alive=probe is not None and self.connection.last_heard > probe.since)
-
-    def _answer_probe(self, *, alive: bool) -> None:
-        probe, self._probe = self._probe, None
-        if probe is not None:
-            probe.timer.cancel()
-            for answered in probe.asked_by:
-                answered(alive)
+        self._probe.ask(answered)
 
     def retire(self, code: int, reason: str) -> None:
         """End this connection: its footprint is given back now, its socket closes with `code`."""
@@ -553,7 +529,7 @@ class RemotePeer(Peer):
             self.core.local.cancel_call(self.hook, cancellation.CALLER_DISCONNECTED)
             self.hook = None
         self.stop_grace()
-        self._answer_probe(alive=False)
+        self._probe.answer(alive=False)
 
     def statistics(self) -> RemoteStatistics:
         """A frozen picture of this connection."""

@@ -133,14 +133,15 @@ class Workers:
             self._admit(peer, info, namespace)
             return SUCCESS
         peer.stop_grace()
-        self._claim(peer, info, (namespace, name), call.finish)
+        peer.wanted = (namespace, name)
+        self._claim(peer, info, peer.wanted, call.finish)
         return LATER
 
     def _claim(
         self, peer: "RemotePeer", info: RegisterWorker, key: tuple[str, str], finish: Callable[[Outcome], None]
     ) -> None:
         """Take the lease, or find out whether its holder lives. May be called again after a probe."""
-        if peer.leaving:
+        if peer.leaving or peer.wanted != key:  # it has left, or goes by another name by now
             finish(NO_SUCCESS)
             return
         holder = self._names.get(key)
@@ -155,7 +156,7 @@ class Workers:
             return
 
         def answered(alive: bool) -> None:
-            if peer.leaving or self._names.get(key) is not holder:
+            if peer.leaving or peer.wanted != key or self._names.get(key) is not holder:
                 self._claim(peer, info, key, finish)
             elif alive:
                 log.warning("worker name %r in %r is taken by %s; %s is refused", key[1], key[0], holder.id, peer.id)

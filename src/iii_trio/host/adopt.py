@@ -104,6 +104,11 @@ class Adopted:
         self.chosen = values
         self.live.set(evolve(self.live.value, **values))
 
+    def without_stored(self) -> None:
+        """What is stored cannot be used now: go by file and command line."""
+        self.stored, self.declared = frozenset(), self.block.settings
+        self.live.set(self.declared)
+
     def with_chosen(self, settings: Any) -> Any:
         """`settings`, with what the system chose where they ask for what they asked before."""
         kept = {
@@ -128,6 +133,7 @@ class Adoption:
     registry: Registry
     _adopted: dict[str, Adopted] = field(factory=dict, init=False)
     _peer: LocalPeer | None = field(default=None, init=False)
+    _nursery: trio.Nursery | None = field(default=None, init=False)
     _applied: int = field(default=0, init=False)
     _refused: int = field(default=0, init=False)
 
@@ -162,25 +168,30 @@ class Adoption:
 
     async def run(self, core: Engine, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the entries and follow their changes until cancelled. The configuration module has to run already."""
-        async with open_local(core, "settings") as peer:
+        async with open_local(core, "settings") as peer, trio.open_nursery() as nursery:
             self._peer = peer
             try:
                 for adopted in tuple(self._adopted.values()):
-                    await self.introduce(adopted)
+                    await self._introduce(peer, nursery, adopted)
+                self._nursery = nursery
                 task_status.started()
                 await trio.sleep_forever()
             finally:
-                self._peer = None
+                self._peer = self._nursery = None
 
     async def introduce(self, adopted: Adopted) -> None:
-        """Publish one worker's entry and follow it, if it has one; catches up with what changed meanwhile."""
-        if self._peer is None or adopted.name not in ADOPTED:
+        """Publish the entry of a worker that came later and follow it; catches up with what changed meanwhile."""
+        if self._peer is not None and self._nursery is not None:
+            await self._introduce(self._peer, self._nursery, adopted)
+
+    async def _introduce(self, peer: LocalPeer, nursery: trio.Nursery, adopted: Adopted) -> None:
+        if adopted.name not in ADOPTED:
             return
         await self._publish(adopted)
-        peer, entry_id = self._peer, adopted.id
+        entry_id = adopted.id
         peer.register(
             f"{entry_id}::on-config-change",
-            partial(self._on_change, adopted),
+            partial(self._on_change, nursery, adopted),
             task=True,
             description=f"Take over what is stored for {entry_id}. The payload is ignored.",
             metadata={"internal": True},
@@ -242,8 +253,18 @@ class Adoption:
             self._refused += 1
             return False
 
-    async def _on_change(self, adopted: Adopted, call: Call, data: Json) -> Json:
-        applied = await self.apply(adopted)
+    async def _on_change(self, nursery: trio.Nursery, adopted: Adopted, call: Call, data: Json) -> Json:
+        ended = trio.Event()
+        applied = False
+
+        async def apply() -> None:
+            nonlocal applied
+            applied = await self.apply(adopted)
+            ended.set()
+
+        # a caller that goes away must not leave a worker between two settings
+        nursery.start_soon(apply, name=f"settings of {adopted.id}")
+        await ended.wait()
         return Json.of({"ok": True} if applied else {"ok": True, "applied": False})
 
     async def _publish(self, adopted: Adopted) -> None:

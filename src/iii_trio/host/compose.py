@@ -102,10 +102,12 @@ class Running:
         return {"III_URL": self.worker_url, LEVELS_VARIABLE: "1", **({} if token is None else {"III_TOKEN": token})}
 
     def ports(self) -> dict[str, tuple[str, int]]:
-        """The first address of each port: `worker`, and `http` where it is served."""
+        """The first address of each port: `worker`, and `http` and `stream` where they are served."""
         ports = {"worker": self.listeners[0].addresses[0]}
         if self.http is not None:
             ports["http"] = self.http.addresses[0]
+        if self.crew.stream is not None:
+            ports["stream"] = self.crew.stream.addresses[0]
         return ports
 
     def close(self) -> None:
@@ -115,8 +117,9 @@ class Running:
         self._ends_at = trio.current_time() + self.ending_s
         for listener in self.listeners:
             listener.close_all(1012, STOPPING)
-        if "http" in self.modules:
-            self.modules["http"].stop()
+        for name in ("http", "stream"):
+            if name in self.modules:
+                self.modules[name].stop()
 
     async def wait_closed(self) -> None:
         """Wait for the worker sockets, no longer than `ending_s` after `close`, and also when cancelled."""
@@ -170,14 +173,15 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
             picture=lambda: running.statistics(),
         )
         running = Running(core, ending_s, crew, ports, adoption)
-        await _start_crew(crew, plan, registry)
+        configuration = Live(plan.configuration)
+        await _start_crew(crew, plan, ConfigurationModule(configuration, registry))
         adoption.log_sources(plan.blocks.values())
         for worker_port in wanted:
             await ports.add(worker_port)
         core.serving()
         if config.source is not None:
-            reload = Reload(config, overrides, plan, crew, ports, adoption)
-            nursery.start_soon(reload.run, name="configuration file")
+            reload = Reload(config, overrides, plan, crew, ports, adoption, configuration)
+            await crew.supervise("reload", lambda: reload)
         try:
             yield running
         finally:
@@ -194,11 +198,11 @@ async def _open_registry(plan: Plan) -> Registry:
     return registry
 
 
-async def _start_crew(crew: Crew, plan: Plan, registry: Registry) -> None:
-    settings = Live(plan.configuration)
-    await crew.supervise("configuration", partial(ConfigurationModule, settings, registry))
+async def _start_crew(crew: Crew, plan: Plan, configuration: ConfigurationModule) -> None:
+    await crew.supervise("configuration", lambda: configuration)
     await crew.supervise("introspection", IntrospectionModule)
-    folders = {} if registry.files is None else {"configuration": registry.files.directory}
+    files = configuration.registry.files
+    folders = {} if files is None else {"configuration": files.directory}
     await crew.supervise("backups", partial(BackupModule, crew.data_dir / FOLDER, crew.stores.kept, folders))
     for name in MAKERS:
         block = plan.blocks.get(name)

@@ -3,19 +3,22 @@
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 from attrs import define, evolve, field
 
-from ..config import Live
+from ..config import LOOPBACK, Live
 from ..engine import Engine
 from ..modules.http import HttpModule, check_settings
 from ..modules.http_functions import HttpFunctionsModule
 from ..modules.pubsub import PubSubModule
 from ..modules.queue import QueueModule
 from ..modules.state import StateModule
+from ..modules.stream import StreamModule
+from ..protocol.errors import IIIError
 from .admin import AdminModule
 from .adopt import Adopted, Adoption, Hands
 from .plan import Block, file_in
@@ -45,16 +48,26 @@ class Crew:
 
     async def start(self, block: Block) -> None:
         """Start the worker of a block. Raises `StartError`, `StoreError` or `ConfigError`, with nothing left behind."""
-        name = block.entry.name
-        adopted = self.adoption.read(block, CHECKS.get(name, lambda _: None))
+        adopted = self.adoption.read(block, CHECKS.get(block.entry.name, lambda _: None))
         try:
-            make = await MAKERS[name](self, adopted.live, adopted.declared)
-            adopted.hands = self._hands(adopted)
-            await self.supervise(name, make)
+            try:
+                await self._start(adopted)
+            except IIIError as error:
+                # what somebody stored must not keep the engine from starting, nor open a port that was closed to others
+                if not adopted.stored or _widens(adopted.declared, block.settings):
+                    raise
+                log.error("the stored settings of %s are not used: %s", block.entry.label, error)
+                adopted.without_stored()
+                await self._start(adopted)
         except BaseException:
             self.adoption.forget(adopted)
             raise
-        if name == "http":
+
+    async def _start(self, adopted: Adopted) -> None:
+        make = await MAKERS[adopted.name](self, adopted.live, adopted.declared)
+        adopted.hands = self._hands(adopted)
+        await self.supervise(adopted.name, make)
+        if adopted.name == "http":
             adopted.choose(port=self._http().addresses[0][1])
 
     async def supervise(self, name: str, make: Make) -> None:
@@ -78,13 +91,20 @@ class Crew:
         """The HTTP module, or None where none runs."""
         return self._http() if "http" in self.modules else None
 
+    @property
+    def stream(self) -> StreamModule | None:
+        """The stream module, or None where none runs."""
+        module = self.modules["stream"].module if "stream" in self.modules else None
+        assert module is None or isinstance(module, StreamModule)
+        return module
+
     def _http(self) -> HttpModule:
         module = self.modules["http"].module
         assert isinstance(module, HttpModule)
         return module
 
     def _hands(self, adopted: Adopted) -> Hands:
-        rebind = self._rebind_http if adopted.name == "http" else partial(self._restart, adopted)
+        rebind = partial(REBINDS.get(adopted.name, Crew._restart), self, adopted)
         check = CHECKS.get(adopted.name, lambda _: None)
         return Hands(check=check, rebind=rebind, restart=partial(self._restart, adopted))
 
@@ -100,16 +120,42 @@ class Crew:
             raise
         return settings
 
-    async def _rebind_http(self, settings: Any) -> Any:
+    async def _rebind_http(self, adopted: Adopted, settings: Any) -> Any:
         http = self._http()
         await http.rebind(settings)
         return evolve(settings, port=http.addresses[0][1]) if http.addresses else settings
+
+    async def _rebind_stream(self, adopted: Adopted, settings: Any) -> Any:
+        stream = self.stream
+        if stream is None or settings.adapter != adopted.declared.adapter:
+            return await self._restart(adopted, settings)
+        await stream.rebind(settings)
+        return evolve(settings, port=stream.addresses[0][1]) if stream.addresses else settings
+
+
+def _widens(stored: Any, otherwise: Any) -> bool:
+    """Whether a port that was to be reachable from this machine alone would be reachable from others."""
+    hosts = [getattr(settings, "host", LOOPBACK) for settings in (stored, otherwise)]
+    return _is_loopback(hosts[0]) and not _is_loopback(hosts[1])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == LOOPBACK or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 async def _make_state(crew: Crew, live: Live[Any], settings: Any) -> Make:
     directory = settings.adapter.directory(crew.data_dir / "state")
     store = await crew.stores.open("state", None if directory is None else file_in(directory))
     return partial(StateModule, live, store.key_value("state"))
+
+
+async def _make_stream(crew: Crew, live: Live[Any], settings: Any) -> Make:
+    directory = settings.adapter.directory(crew.data_dir / "stream")
+    store = await crew.stores.open("stream", None if directory is None else file_in(directory))
+    return partial(StreamModule, live, store)
 
 
 async def _make_queue(crew: Crew, live: Live[Any], settings: Any) -> Make:
@@ -138,6 +184,7 @@ async def _make_http_functions(crew: Crew, live: Live[Any], settings: Any) -> Ma
 
 MAKERS: Final[Mapping[str, Callable[[Crew, Live[Any], Any], Awaitable[Make]]]] = {
     "state": _make_state,
+    "stream": _make_stream,
     "queue": _make_queue,
     "pubsub": _make_pubsub,
     "http-functions": _make_http_functions,
@@ -145,6 +192,12 @@ MAKERS: Final[Mapping[str, Callable[[Crew, Live[Any], Any], Awaitable[Make]]]] =
     "admin": _make_admin,
 }
 """How each worker with settings is made from them, in the order of their starts."""
+
+REBINDS: Final[Mapping[str, Callable[[Crew, Adopted, Any], Awaitable[Any]]]] = {
+    "http": Crew._rebind_http,
+    "stream": Crew._rebind_stream,
+}
+"""How a worker with a port listens elsewhere; all others are started again."""
 
 CHECKS: Final[Mapping[str, Callable[[Any], None]]] = {"http": check_settings}
 """What the settings class of a worker admits and this release cannot do."""

@@ -19,6 +19,7 @@ from ..config import (
     PubSubSettings,
     QueueModuleSettings,
     StateSettings,
+    StreamSettings,
     Structured,
     WorkerManagerSettings,
     YamlMapping,
@@ -27,17 +28,18 @@ from ..config import (
 
 log = logging.getLogger(__name__)
 
-NOT_HERE: Final = ("stream", "cron", "observability", "telemetry", "exec", "bridge")
+NOT_HERE: Final = ("cron", "observability", "telemetry", "exec", "bridge")
 """Workers that a configuration may list and that this release does not have."""
 
 
 @frozen(kw_only=True)
 class Overrides:
-    """What the command line says over the file; None leaves the file's. `host` holds for workers and HTTP."""
+    """What the command line says over the file; None leaves the file's. `host` holds for all ports."""
 
     host: str | None = None
     port: int | None = None
     http_port: int | None = None
+    stream_port: int | None = None
     data_dir: Path | None = None
 
 
@@ -78,6 +80,7 @@ class Plan:
     http: HttpSettings | None = None
     http_functions: HttpFunctionsSettings | None = None
     state: StateSettings | None = None
+    stream: StreamSettings | None = None
     queue: QueueModuleSettings | None = None
     pubsub: PubSubSettings | None = None
     admin: AdminSettings | None = None
@@ -87,7 +90,7 @@ class Plan:
         """The file of each worker's store by the worker's name; workers that keep their data in memory have none."""
         directories = {
             name: settings.adapter.directory(self.data_dir / name)
-            for name, settings in (("state", self.state), ("queue", self.queue))
+            for name, settings in (("state", self.state), ("stream", self.stream), ("queue", self.queue))
             if settings is not None
         }
         return {name: file_in(directory) for name, directory in directories.items() if directory is not None}
@@ -130,6 +133,9 @@ def make_plan(config: EngineConfig, overrides: Overrides) -> Plan:
             plan.http_functions = _read(plan, config, entry, HttpFunctionsSettings)
         elif entry.name == "state":
             plan.state = _read(plan, config, entry, StateSettings)
+        elif entry.name == "stream":
+            changes = _given(host=overrides.host, port=overrides.stream_port)
+            plan.stream = _read(plan, config, entry, StreamSettings, changes)
         elif entry.name == "queue":
             plan.queue = _read(plan, config, entry, QueueModuleSettings)
         elif entry.name == "pubsub":

@@ -12,9 +12,17 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
-from ..config import EngineConfig, load_config, watch_directory
+from ..config import (
+    ConfigurationSettings,
+    EngineConfig,
+    Live,
+    changed_settings,
+    load_config,
+    watch_directory,
+)
+from ..engine import Engine
 from ..protocol.errors import IIIError
 from .adopt import Adoption
 from .crew import CHECKS, MAKERS, Crew
@@ -34,6 +42,14 @@ ENGINE_WIDE: Final = (
 """What the engine reads once, at its start."""
 
 
+@frozen
+class ReloadStatistics:
+    """How often a changed file was `taken` over, and how often `refused` as a whole."""
+
+    taken: int
+    refused: int
+
+
 @define(eq=False)
 class Reload:
     """Follows one config file. `config` and `plan` are what holds now."""
@@ -44,15 +60,23 @@ class Reload:
     crew: Crew
     ports: Ports
     adoption: Adoption
+    configuration: Live[ConfigurationSettings]
     environ: Mapping[str, str] = field(factory=lambda: os.environ)
     _seen: bytes | None = field(default=None, init=False)
+    _taken: int = field(default=0, init=False)
+    _refused: int = field(default=0, init=False)
 
-    async def run(self) -> None:
+    def __attrs_post_init__(self) -> None:
+        assert self.config.source is not None
+        self._seen = _content(self.config.source)
+
+    async def run(self, core: Engine, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch the file's directory until cancelled."""
         source = self.config.source
         assert source is not None
-        self._seen = _content(source)
+        task_status.started()
         await watch_directory(source.absolute().parent, lambda name: name == source.name, self.look)
+        await trio.sleep_forever()  # it cannot be watched, and the log says so
 
     async def look(self) -> None:
         """Read the file if it is not what it was when it was last looked at."""
@@ -69,6 +93,7 @@ class Reload:
                 if (block := plan.blocks.get(name)) is not None:
                     check(block.settings)
         except IIIError as error:
+            self._refused += 1
             log.error("the configuration is not taken over, everything runs on as it was: %s", error)
             return
         for note in plan.notes:
@@ -78,8 +103,9 @@ class Reload:
 
     async def _become(self, config: EngineConfig, plan: Plan) -> None:
         waiting = [name for name in ENGINE_WIDE if getattr(config, name) != getattr(self.config, name)]
-        if plan.configuration != self.plan.configuration:
-            waiting.append("configuration")
+        changes = changed_settings(self.plan.configuration, plan.configuration)
+        waiting += [f"{name} of the configuration worker" for name, tier in changes.items() if tier != "live"]
+        self.configuration.set(plan.configuration)
         if waiting:
             log.warning("%s: takes effect at the next start of the engine", ", ".join(waiting))
         failed = 0
@@ -91,6 +117,7 @@ class Reload:
         except (IIIError, ExceptionGroup) as error:
             failed += 1
             log.error("the worker port stays as it was: %s", _said(error))
+        self._taken += 1
         self.config, self.plan = config, evolve(plan, data_dir=self.plan.data_dir)
         log.info("the configuration was read again from %s%s", config.source, f", {failed} problems" if failed else "")
 
@@ -110,11 +137,17 @@ class Reload:
                 log.info("worker %s: started, %s", new.entry.label, new.sources())
             elif old is None or old.file.settings != new.file.settings or old.file.given != new.file.given:
                 adopted = self.adoption.get(name)
-                return adopted is None or await self.adoption.refile(adopted, new)
+                if adopted is None or not await self.adoption.refile(adopted, new):
+                    return False
+                self.adoption.log_sources([new])
         except (IIIError, ExceptionGroup) as error:
             log.error("worker %s stays as it was: %s", name, _said(error))
             return False
         return True
+
+    def statistics(self) -> ReloadStatistics:
+        """A frozen picture of what came of the file's changes."""
+        return ReloadStatistics(self._taken, self._refused)
 
 
 def _content(source: Path) -> bytes | None:

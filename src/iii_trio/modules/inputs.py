@@ -99,11 +99,11 @@ def call_fields(call: Call, data: Json, *, optional: bool = False) -> Fields:
     return Fields(_object(data, refuse, optional), refuse)
 
 
-def config_fields(binding: Binding) -> Fields:
-    """The config of a binding."""
+def config_fields(binding: Binding, summary: str = "Failed to parse trigger config") -> Fields:
+    """The config of a binding; `summary` begins the text of every refusal."""
 
     def refuse(detail: str) -> WireError:
-        return TriggerRejected(f"Failed to parse trigger config: {detail}")
+        return TriggerRejected(f"{summary}: {detail}")
 
     return Fields(_object(binding.config, refuse, optional=False), refuse)
 

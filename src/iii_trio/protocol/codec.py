@@ -53,6 +53,7 @@ class Envelope(msgspec.Struct, gc=False):
 _open = msgspec.json.Decoder(Envelope).decode
 _decode_any = msgspec.json.Decoder().decode
 _skim = msgspec.json.Decoder(msgspec.Raw).decode
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 
@@ -66,6 +67,14 @@ def decode_value(data: bytes) -> Any:
         return _decode_any(data)
     except _DECODE_ERRORS as error:
         raise ProtocolError(str(error)) from None
+
+
+def members(data: bytes) -> dict[str, bytes] | None:
+    """The top level of an object, each value as its text; None when `data` is no JSON object."""
+    try:
+        return {name: bytes(raw) for name, raw in _members(data).items()}
+    except _DECODE_ERRORS:
+        return None
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ STORE_GROUP_BYTES: Final = 16 * MIB
 STORE_CALLBACKS: Final = 512
 STORE_WAL: Final = 64 * MIB
 QUEUE_SHELF: Final = 256 * MIB
+QUEUE_MESSAGES: Final = 10_000_000
 QUEUE_ERROR_CHARS: Final = 4_096
 QUEUE_DLQ_PAGE: Final = 1_000
 LOG_RECORDS: Final = 10_000
@@ -186,6 +187,7 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit("STORE_CALLBACKS", STORE_CALLBACKS, "callbacks", "other tasks get their turn", "fairness of the loop"),
     Limit("STORE_WAL", STORE_WAL, "bytes", "cut back at a checkpoint", "disk space after a burst"),
     Limit("QUEUE_SHELF", QUEUE_SHELF, "bytes", "read back from the log", "payloads that wait"),
+    Limit("QUEUE_MESSAGES", QUEUE_MESSAGES, "messages", "refused", "about 100 bytes of memory for each that waits"),
     Limit("QUEUE_ERROR_CHARS", QUEUE_ERROR_CHARS, "characters", "cut", "a handler's error kept with the message"),
     Limit("QUEUE_DLQ_PAGE", QUEUE_DLQ_PAGE, "dead letters", "the next page", "one answer's size"),
     Limit("LOG_RECORDS", LOG_RECORDS, "records", "dropped and counted", "a blocked stdout stops nothing"),
@@ -214,9 +216,7 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit("HTTP_HOST_RUNNING", HTTP_HOST_RUNNING, "calls", "the rest waits", "connections to one host"),
     Limit("HTTP_HOST_WAITING", HTTP_HOST_WAITING, "calls", "`worker_overloaded`", "a host that does not keep up"),
     Limit("HTTP_HOST_BYTES", HTTP_HOST_BYTES, "bytes", "`worker_overloaded`", "payloads on their way to one host"),
-    Limit(
-        "HTTP_RESPONSE", HTTP_RESPONSE, "bytes", "`payload_too_large`", "held in memory", "http-functions.response_limit"
-    ),
+    Limit("HTTP_RESPONSE", HTTP_RESPONSE, "bytes", "`payload_too_large`", "it is held in memory", "response_limit"),
     Limit("HTTP_RESPONSE_ALL", HTTP_RESPONSE_ALL, "bytes", "`worker_overloaded`", "all answers that are being read"),
     Limit("HTTP_METADATA", HTTP_METADATA, "bytes", "left out and logged", "what servers take as one header"),
     Limit("HTTP_LOOKUPS", HTTP_LOOKUPS, "threads", "the rest waits", "resolvers that do not answer"),

@@ -69,11 +69,13 @@ class ChannelRef:
 class ChannelEnds:
     """Makes the ends of one client; their connections live in the client's nursery.
 
-    `dial` makes an upgraded stream for a ref, or raises `DialError`.
+    `dial` makes an upgraded stream for a ref, or raises `DialError`. `closed` is set when the client is: no end connects
+    any more.
     """
 
     nursery: trio.Nursery
     dial: DialEnd
+    closed: bool = False
 
     def sender(self, ref: Any) -> "ChannelSender":
         """The writing end that a ref names. Raises `ValueError` for what is no such ref."""
@@ -115,7 +117,9 @@ class _Link:
 
     def start(self) -> None:
         """Begin to connect, if that has not been done."""
-        if not self._started:
+        if self.ends.closed:
+            self._end("the client is closed")
+        elif not self._started:
             self._started = True
             name = f"channel {self.ref.channel_id} {self.ref.direction} end"
             self.ends.nursery.start_soon(self._run, name=name)
@@ -311,12 +315,13 @@ class ChannelReceiver(MessageReceiver):
                     if len(self._items) <= CHANNEL_ITEMS // 2:
                         link.connection.resume_reading()
                 return item
-            if link.over is not None:
-                if link.complete:
-                    return None
-                raise trio.BrokenResourceError(f"the channel was cut off: {link.over}")
             link.start()
-            await self._lot.park()
+            if link.over is None:
+                await self._lot.park()
+            elif link.complete:
+                return None
+            else:
+                raise trio.BrokenResourceError(f"the channel was cut off: {link.over}")
 
     async def aclose(self) -> None:
         """Stop receiving; a sender that is still there is told."""

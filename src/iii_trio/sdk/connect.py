@@ -78,6 +78,7 @@ async def connected(
             try:
                 yield client
             finally:
+                ends.closed = True
                 await supervisor.stop()
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:

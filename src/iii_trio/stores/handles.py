@@ -13,12 +13,16 @@ from .interfaces import (
     Change,
     DeadLetter,
     Destination,
+    Heading,
     Job,
     JobLogStatistics,
     KeyValueStatistics,
     NewJob,
+    Note,
+    Once,
     OnDone,
     T,
+    Trimmed,
     Updated,
 )
 from .tables import JobTable, Tables
@@ -75,6 +79,18 @@ class KeyValueHandle:
         space = self.space
         self._read(lambda tables: tables.values.items(space, scope), on_done, scope)
 
+    def values_in_line(self, scope: str, on_done: OnDone[list[bytes]]) -> None:
+        """See `KeyValue.values_in_line`: it waits its turn among the writes, and writes nothing."""
+        space = self.space
+        self._reads += 1
+        self._desk.submit(
+            lambda tables: [value for _, value in tables.values.items(space, scope)],
+            on_done,
+            lane=(space, scope),
+            writes=True,
+            texts=(space, scope),
+        )
+
     def scopes(self, on_done: OnDone[list[str]]) -> None:
         """See `KeyValue.scopes`."""
         space = self.space
@@ -111,24 +127,43 @@ class JobLogHandle:
     _dead_lettered: int = field(default=0, init=False)
     _redriven: int = field(default=0, init=False)
     _discarded: int = field(default=0, init=False)
+    _removed: int = field(default=0, init=False)
 
     def append(self, jobs: Sequence[NewJob], on_done: OnDone[list[Job]]) -> None:
         """See `JobLog.append`."""
         kept = tuple(jobs)
+        self._store(kept, lambda table: table.append(kept), on_done)
+
+    def append_once(self, jobs: Sequence[NewJob], once: Once, on_done: OnDone[list[Job]]) -> None:
+        """See `JobLog.append_once`."""
+        kept = tuple(jobs)
+        self._store(kept, lambda table: table.append_once(kept, once), on_done, once)
+
+    def _store(
+        self,
+        kept: tuple[NewJob, ...],
+        work: Callable[[JobTable], list[Job]],
+        on_done: OnDone[list[Job]],
+        once: Once | None = None,
+    ) -> None:
         self._appended += len(kept)
-        texts: list[str | None] = []
+        texts: list[str | None] = [] if once is None else [once.queue, once.key]
         blobs: list[bytes | None] = []
-        numbers: list[int] = []
+        numbers: list[int] = [] if once is None else [once.now_ms, once.until_ms]
         for job in kept:
             texts += (job.id, job.queue, job.namespace, job.function_id, job.group_id)
             texts += (job.traceparent, job.baggage, job.message_id)
             blobs += (job.payload, job.metadata)
-            numbers += (job.max_attempts, job.backoff_ms, job.created_at_ms, job.due_at_ms)
-        self._write(lambda table: table.append(kept), on_done, texts, numbers, blobs)
+            numbers += (job.max_attempts, job.backoff_ms, job.created_at_ms, job.due_at_ms, job.priority)
+        self._write(work, on_done, texts, numbers, blobs)
 
     def load(self, after: int, limit: int, on_done: OnDone[list[Job]]) -> None:
         """See `JobLog.load`."""
         self._read(lambda table: table.load(after, max(limit, 0)), on_done, (), (after, limit))
+
+    def headings(self, after: int, limit: int, on_done: OnDone[list[Heading]]) -> None:
+        """See `JobLog.headings`."""
+        self._read(lambda table: table.headings(after, max(limit, 0)), on_done, (), (after, limit))
 
     def ack(self, seq: int, on_done: OnDone[bool]) -> None:
         """See `JobLog.ack`."""
@@ -147,12 +182,24 @@ class JobLogHandle:
         numbers = (seq, attempts, failed_at_ms)
         self._write(lambda table: table.dead_letter(seq, attempts, error, failed_at_ms), on_done, (error,), numbers)
 
+    def remove(self, seqs: Sequence[int], on_done: OnDone[int]) -> None:
+        """See `JobLog.remove`."""
+        kept = tuple(seqs)
+        self._removed += len(kept)
+        self._write(lambda table: table.remove(kept), on_done, (), kept)
+
+    def remove_unclaimed(self, queue: str, limit: int, on_done: OnDone[int]) -> None:
+        """See `JobLog.remove_unclaimed`."""
+        self._write(lambda table: table.remove_unclaimed(queue, max(limit, 0)), on_done, (queue,), (limit,))
+
     def adopt(
-        self, from_queue: str, to_queue: str, namespace: str, function_id: str, on_done: OnDone[list[Job]]
+        self, from_queue: str, to_queue: str, namespace: str, function_id: str, limit: int, on_done: OnDone[list[Job]]
     ) -> None:
         """See `JobLog.adopt`."""
-        texts = (from_queue, to_queue, namespace, function_id)
-        self._write(lambda table: table.adopt(from_queue, to_queue, namespace, function_id), on_done, texts)
+        texts, most = (from_queue, to_queue, namespace, function_id), max(limit, 0)
+        self._write(
+            lambda table: table.adopt(from_queue, to_queue, namespace, function_id, most), on_done, texts, (limit,)
+        )
 
     def dead_letters(self, queues: Sequence[str], offset: int, limit: int, on_done: OnDone[list[DeadLetter]]) -> None:
         """See `JobLog.dead_letters`."""
@@ -185,6 +232,11 @@ class JobLogHandle:
         self._discarded += 1
         self._write(lambda table: table.discard(queue, job_id), on_done, (queue, job_id))
 
+    def trim(self, queue: str, keep: int, before_ms: int, limit: int, on_done: OnDone[Trimmed]) -> None:
+        """See `JobLog.trim`."""
+        numbers, most = (keep, before_ms, limit), max(limit, 0)
+        self._write(lambda table: table.trim(queue, max(keep, 0), before_ms, most), on_done, (queue,), numbers)
+
     def remember(self, topic: str, namespace: str, function_id: str, on_done: OnDone[bool]) -> None:
         """See `JobLog.remember`."""
         destination = Destination(topic, namespace, function_id)
@@ -199,6 +251,18 @@ class JobLogHandle:
         """See `JobLog.destinations`."""
         self._read(lambda table: table.destinations(), on_done)
 
+    def note(self, kind: str, name: str, value: bytes | None, on_done: OnDone[bool]) -> None:
+        """See `JobLog.note`."""
+
+        def work(table: JobTable) -> bool:
+            return table.drop_note(kind, name) if value is None else table.note(Note(kind, name, value))
+
+        self._write(work, on_done, (kind, name), (), (value,))
+
+    def notes(self, on_done: OnDone[list[Note]]) -> None:
+        """See `JobLog.notes`."""
+        self._read(lambda table: table.notes(), on_done)
+
     async def room(self) -> None:
         """See `JobLog.room`."""
         await self._desk.room()
@@ -212,6 +276,7 @@ class JobLogHandle:
             dead_lettered=self._dead_lettered,
             redriven=self._redriven,
             discarded=self._discarded,
+            removed=self._removed,
         )
 
     def _read(

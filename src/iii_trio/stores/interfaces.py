@@ -141,6 +141,9 @@ class KeyValue(Protocol):
     def items(self, scope: str, on_done: OnDone[list[tuple[str, bytes]]]) -> None:
         """As `values`, with the keys."""
 
+    def values_in_line(self, scope: str, on_done: OnDone[list[bytes]]) -> None:
+        """As `values`, in line with the writes: exactly those that are answered before it show in the answer."""
+
     def scopes(self, on_done: OnDone[list[str]]) -> None:
         """Answer the scopes that hold at least one key, sorted by code point."""
 
@@ -156,7 +159,7 @@ class NewJob:
     """A job as it is appended (spec/queue.md §5.3, §15).
 
     Times are Unix milliseconds. `function_id` is None while nobody has subscribed to the topic yet. `metadata` and
-    `payload` are opaque.
+    `payload` are opaque. `priority` is 0 to 255, the highest first.
     """
 
     id: str
@@ -173,6 +176,7 @@ class NewJob:
     baggage: str | None = None
     message_id: str | None = None
     metadata: bytes | None = None
+    priority: int = 0
 
 
 @frozen
@@ -204,8 +208,51 @@ class Job(NewJob):
             new.baggage,
             new.message_id,
             new.metadata,
+            new.priority,
             seq,
         )
+
+
+@frozen
+class Heading:
+    """What the order of delivery needs of a live job, without what it carries; the fields are those of `Job`."""
+
+    seq: int
+    queue: str
+    namespace: str
+    function_id: str | None
+    group_id: str | None
+    priority: int
+    attempts: int
+    created_at_ms: int
+    due_at_ms: int
+
+
+@frozen
+class Once:
+    """A key that keeps a message from being stored a second time: until `until_ms`, counted as of `now_ms` (Unix ms)."""
+
+    queue: str
+    key: str
+    now_ms: int
+    until_ms: int
+
+
+@frozen
+class Note:
+    """Something that was decided about a queue and must survive: `kind` and `name` tell what, `value` is opaque."""
+
+    kind: str
+    name: str
+    value: bytes
+
+
+@frozen
+class Trimmed:
+    """`count` dead letters were dropped; the oldest that is left failed at `oldest_ms` (Unix ms), None if none is."""
+
+    count: int
+    oldest_ms: int | None
 
 
 @frozen
@@ -240,6 +287,8 @@ class JobLogStatistics:
     redriven: int
     """Requests to redrive, one entry or many."""
     discarded: int
+    removed: int
+    """Live jobs that were to be removed unhandled."""
 
 
 class JobLog(Protocol):
@@ -254,8 +303,17 @@ class JobLog(Protocol):
     def append(self, jobs: Sequence[NewJob], on_done: OnDone[list[Job]]) -> None:
         """Store all of them or none (the copies of one publish), and answer them with their `seq`."""
 
+    def append_once(self, jobs: Sequence[NewJob], once: Once, on_done: OnDone[list[Job]]) -> None:
+        """`append`, unless the key of `once` is taken: then nothing is stored, and the answer is [].
+
+        The key is taken from now on until its time; keys whose time is over are dropped by and by.
+        """
+
     def load(self, after: int, limit: int, on_done: OnDone[list[Job]]) -> None:
         """Answer up to `limit` live jobs with `seq` > `after`, in order; [] is the end. Start with 0."""
+
+    def headings(self, after: int, limit: int, on_done: OnDone[list[Heading]]) -> None:
+        """As `load`, without payloads: what a start reads of a million jobs."""
 
     def ack(self, seq: int, on_done: OnDone[bool]) -> None:
         """Remove a finished job; answers whether it was there."""
@@ -266,12 +324,18 @@ class JobLog(Protocol):
     def dead_letter(self, seq: int, attempts: int, error: str, failed_at_ms: int, on_done: OnDone[bool]) -> None:
         """Move the job to the dead letters of its queue; answers whether it was there."""
 
-    def adopt(
-        self, from_queue: str, to_queue: str, namespace: str, function_id: str, on_done: OnDone[list[Job]]
-    ) -> None:
-        """Hand the jobs of `from_queue` that have no function yet to the first subscriber; answers them, in order.
+    def remove(self, seqs: Sequence[int], on_done: OnDone[int]) -> None:
+        """Drop live jobs that nobody wants any more; answers how many were there."""
 
-        They keep `seq`, and with it their order.
+    def remove_unclaimed(self, queue: str, limit: int, on_done: OnDone[int]) -> None:
+        """Drop up to `limit` jobs of `queue` that have no function yet, oldest first; answers how many there were."""
+
+    def adopt(
+        self, from_queue: str, to_queue: str, namespace: str, function_id: str, limit: int, on_done: OnDone[list[Job]]
+    ) -> None:
+        """Hand jobs of `from_queue` that have no function yet to the first subscriber: up to `limit`, oldest first.
+
+        Answers them, in order. They keep `seq`, and with it their order.
         """
 
     def dead_letters(self, queues: Sequence[str], offset: int, limit: int, on_done: OnDone[list[DeadLetter]]) -> None:
@@ -295,6 +359,12 @@ class JobLog(Protocol):
     def discard(self, queue: str, job_id: str, on_done: OnDone[bool]) -> None:
         """Drop the dead letter whose `id` or `message_id` is `job_id`; answers whether there was one."""
 
+    def trim(self, queue: str, keep: int, before_ms: int, limit: int, on_done: OnDone[Trimmed]) -> None:
+        """Drop dead letters, oldest first: those beyond the newest `keep`, and those that failed before `before_ms`.
+
+        At most `limit` at once; a `count` of less means that no more are to go.
+        """
+
     def remember(self, topic: str, namespace: str, function_id: str, on_done: OnDone[bool]) -> None:
         """Keep a destination, so that it gets its copies while its worker is away; answers whether it is new."""
 
@@ -303,6 +373,12 @@ class JobLog(Protocol):
 
     def destinations(self, on_done: OnDone[list[Destination]]) -> None:
         """Answer every remembered destination, sorted."""
+
+    def note(self, kind: str, name: str, value: bytes | None, on_done: OnDone[bool]) -> None:
+        """Keep a note, in the place of an earlier one, or drop it (None); answers whether there was one."""
+
+    def notes(self, on_done: OnDone[list[Note]]) -> None:
+        """Answer every note, sorted by kind and name."""
 
     async def room(self) -> None:
         """Wait until the store accepts operations."""

@@ -22,17 +22,24 @@ from .interfaces import (
     DeadLetter,
     Destination,
     Done,
+    Heading,
     Job,
     Lease,
     LockStatistics,
     NewJob,
+    Note,
+    Once,
     OnDone,
     Result,
     StoreStatistics,
     T,
+    Trimmed,
     Updated,
 )
 from .tables import Tables
+
+EXPIRED_KEYS = 100
+"""Keys looked at, to be dropped if their time is over, for each that is taken."""
 
 
 def _now_ms() -> int:
@@ -96,11 +103,35 @@ class MemoryJobTable:
     _jobs: dict[int, Job] = field(factory=dict, init=False)
     _dead: dict[int, DeadLetter] = field(factory=dict, init=False)
     _destinations: set[Destination] = field(factory=set, init=False)
+    _once: dict[tuple[str, str], int] = field(factory=dict, init=False)  # key -> until, soonest first
+    _notes: dict[tuple[str, str], Note] = field(factory=dict, init=False)
     _last_seq: int = field(default=0, init=False)
 
     def append(self, jobs: Sequence[NewJob]) -> list[Job]:
         """See `JobLog.append`."""
         return [self._add(job) for job in jobs]
+
+    def append_once(self, jobs: Sequence[NewJob], once: Once) -> list[Job]:
+        """See `JobLog.append_once`."""
+        name = (once.queue, once.key)
+        if self._once.get(name, 0) > once.now_ms:
+            return []
+        over = [name for name, until_ms in islice(self._once.items(), EXPIRED_KEYS) if until_ms <= once.now_ms]
+        for one in over:
+            del self._once[one]
+        self._once.pop(name, None)
+        self._once[name] = once.until_ms
+        return self.append(jobs)
+
+    def headings(self, after: int, limit: int) -> list[Heading]:
+        """See `JobLog.headings`."""
+        return [
+            Heading(
+                *(job.seq, job.queue, job.namespace, job.function_id, job.group_id),
+                *(job.priority, job.attempts, job.created_at_ms, job.due_at_ms),
+            )
+            for job in self.load(after, limit)
+        ]
 
     def load(self, after: int, limit: int) -> list[Job]:
         """See `JobLog.load`."""
@@ -128,9 +159,17 @@ class MemoryJobTable:
         self._dead[place] = DeadLetter(job=dead, failed_at_ms=failed_at_ms)
         return True
 
-    def adopt(self, from_queue: str, to_queue: str, namespace: str, function_id: str) -> list[Job]:
+    def remove(self, seqs: Sequence[int]) -> int:
+        """See `JobLog.remove`."""
+        return sum(self.ack(seq) for seq in seqs)
+
+    def remove_unclaimed(self, queue: str, limit: int) -> int:
+        """See `JobLog.remove_unclaimed`."""
+        return self.remove([job.seq for job in self._unclaimed(queue, limit)])
+
+    def adopt(self, from_queue: str, to_queue: str, namespace: str, function_id: str, limit: int) -> list[Job]:
         """See `JobLog.adopt`."""
-        found = [job for job in self._jobs.values() if job.queue == from_queue and job.function_id is None]
+        found = self._unclaimed(from_queue, limit)
         adopted = [evolve(job, queue=to_queue, namespace=namespace, function_id=function_id) for job in found]
         self._jobs.update((job.seq, job) for job in adopted)
         return adopted
@@ -162,6 +201,16 @@ class MemoryJobTable:
         seq = self._find_dead(queue, job_id)
         return seq is not None and self._dead.pop(seq, None) is not None
 
+    def trim(self, queue: str, keep: int, before_ms: int, limit: int) -> Trimmed:
+        """See `JobLog.trim`."""
+        mine = [letter for letter in self._dead.values() if letter.job.queue == queue]
+        excess = max(0, len(mine) - keep)
+        old = [letter for place, letter in enumerate(mine) if place < excess or letter.failed_at_ms < before_ms]
+        for letter in old[:limit]:
+            del self._dead[letter.job.seq]
+        left = [letter.failed_at_ms for letter in self._dead.values() if letter.job.queue == queue]
+        return Trimmed(min(len(old), limit), min(left, default=None))
+
     def remember(self, destination: Destination) -> bool:
         """See `JobLog.remember`."""
         if destination in self._destinations:
@@ -179,6 +228,24 @@ class MemoryJobTable:
     def destinations(self) -> list[Destination]:
         """See `JobLog.destinations`."""
         return sorted(self._destinations)
+
+    def note(self, note: Note) -> bool:
+        """See `JobLog.note`."""
+        known = (note.kind, note.name) in self._notes
+        self._notes[note.kind, note.name] = note
+        return known
+
+    def drop_note(self, kind: str, name: str) -> bool:
+        """See `JobLog.note`."""
+        return self._notes.pop((kind, name), None) is not None
+
+    def notes(self) -> list[Note]:
+        """See `JobLog.notes`."""
+        return [self._notes[name] for name in sorted(self._notes)]
+
+    def _unclaimed(self, queue: str, limit: int) -> list[Job]:
+        found = (job for job in self._jobs.values() if job.queue == queue and job.function_id is None)
+        return list(islice(found, limit))
 
     def _next_seq(self) -> int:
         self._last_seq += 1

@@ -38,7 +38,9 @@ _CHECKED: Final = (
     _Checked("kv", sqlite_kv.COLUMNS, sqlite_kv.sound),
     _Checked("jobs", sqlite_jobs.JOB_COLUMNS, sqlite_jobs.sound),
     _Checked("dead", sqlite_jobs.DEAD_COLUMNS, sqlite_jobs.sound),
-    _Checked("destinations", sqlite_jobs.DESTINATION_COLUMNS, sqlite_jobs.sound_destination),
+    _Checked("destinations", sqlite_jobs.DESTINATION_COLUMNS, sqlite_jobs.sound_short),
+    _Checked("taken_keys", sqlite_jobs.KEY_COLUMNS, sqlite_jobs.sound_short),
+    _Checked("notes", sqlite_jobs.NOTE_COLUMNS, sqlite_jobs.sound_short),
 )
 
 

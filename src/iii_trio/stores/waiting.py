@@ -15,13 +15,17 @@ from .interfaces import (
     Change,
     DeadLetter,
     Destination,
+    Heading,
     Job,
     JobLog,
     KeyValue,
     NewJob,
+    Note,
+    Once,
     OnDone,
     Result,
     T,
+    Trimmed,
     Updated,
 )
 
@@ -87,6 +91,11 @@ class WaitingKeyValue:
         await self.kv.room()
         return await settle(lambda done: self.kv.items(scope, done))
 
+    async def values_in_line(self, scope: str) -> list[bytes]:
+        """See `KeyValue.values_in_line`."""
+        await self.kv.room()
+        return await settle(lambda done: self.kv.values_in_line(scope, done))
+
     async def scopes(self) -> list[str]:
         """See `KeyValue.scopes`."""
         await self.kv.room()
@@ -104,10 +113,20 @@ class WaitingJobLog:
         await self.log.room()
         return await settle(lambda done: self.log.append(jobs, done))
 
+    async def append_once(self, jobs: Sequence[NewJob], once: Once) -> list[Job]:
+        """See `JobLog.append_once`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.append_once(jobs, once, done))
+
     async def load(self, after: int = 0, limit: int = 1000) -> list[Job]:
         """See `JobLog.load`."""
         await self.log.room()
         return await settle(lambda done: self.log.load(after, limit, done))
+
+    async def headings(self, after: int = 0, limit: int = 1000) -> list[Heading]:
+        """See `JobLog.headings`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.headings(after, limit, done))
 
     async def ack(self, seq: int) -> bool:
         """See `JobLog.ack`."""
@@ -124,10 +143,22 @@ class WaitingJobLog:
         await self.log.room()
         return await settle(lambda done: self.log.dead_letter(seq, attempts, error, failed_at_ms, done))
 
-    async def adopt(self, from_queue: str, to_queue: str, namespace: str, function_id: str) -> list[Job]:
+    async def remove(self, seqs: Sequence[int]) -> int:
+        """See `JobLog.remove`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.remove(seqs, done))
+
+    async def remove_unclaimed(self, queue: str, limit: int = 1000) -> int:
+        """See `JobLog.remove_unclaimed`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.remove_unclaimed(queue, limit, done))
+
+    async def adopt(
+        self, from_queue: str, to_queue: str, namespace: str, function_id: str, limit: int = 1000
+    ) -> list[Job]:
         """See `JobLog.adopt`."""
         await self.log.room()
-        return await settle(lambda done: self.log.adopt(from_queue, to_queue, namespace, function_id, done))
+        return await settle(lambda done: self.log.adopt(from_queue, to_queue, namespace, function_id, limit, done))
 
     async def dead_letters(self, queues: Sequence[str], offset: int = 0, limit: int = 50) -> list[DeadLetter]:
         """See `JobLog.dead_letters`."""
@@ -159,6 +190,11 @@ class WaitingJobLog:
         await self.log.room()
         return await settle(lambda done: self.log.discard(queue, job_id, done))
 
+    async def trim(self, queue: str, keep: int, before_ms: int, limit: int = 1000) -> Trimmed:
+        """See `JobLog.trim`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.trim(queue, keep, before_ms, limit, done))
+
     async def remember(self, topic: str, namespace: str, function_id: str) -> bool:
         """See `JobLog.remember`."""
         await self.log.room()
@@ -173,3 +209,13 @@ class WaitingJobLog:
         """See `JobLog.destinations`."""
         await self.log.room()
         return await settle(lambda done: self.log.destinations(done))
+
+    async def note(self, kind: str, name: str, value: bytes | None) -> bool:
+        """See `JobLog.note`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.note(kind, name, value, done))
+
+    async def notes(self) -> list[Note]:
+        """See `JobLog.notes`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.notes(done))

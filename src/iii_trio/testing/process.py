@@ -27,6 +27,7 @@ class EngineProcess:
     process: trio.Process
     port: int = 0
     http_port: int = 0
+    stream_port: int = 0
     output: list[str] = field(factory=list)
     _ended: bool = field(default=False, init=False)
     _news: trio.Event = field(factory=trio.Event, init=False)
@@ -105,6 +106,7 @@ async def start_engine(
     *arguments: str,
     port: int = 0,
     http_port: int = 0,
+    stream_port: int = 0,
     environ: Mapping[str, str] | None = None,
     command: Sequence[str] = COMMAND,
 ) -> AsyncIterator[EngineProcess]:
@@ -114,7 +116,7 @@ async def start_engine(
             *command,
             "serve",
             *("--data-dir", str(directory / "data"), "--ports-file", str(directory / "ports.json")),
-            *("--port", str(port), "--http-port", str(http_port)),
+            *("--port", str(port), "--http-port", str(http_port), "--stream-port", str(stream_port)),
             *arguments,
         ],
         stdout=subprocess.PIPE,
@@ -146,6 +148,7 @@ async def run_engine(
     *arguments: str,
     port: int = 0,
     http_port: int = 0,
+    stream_port: int = 0,
     environ: Mapping[str, str] | None = None,
     command: Sequence[str] = COMMAND,
 ) -> AsyncIterator[EngineProcess]:
@@ -153,10 +156,12 @@ async def run_engine(
 
     `arguments` go to `serve`; port 0 takes a free one. Raises `EngineFailed` with its output when it does not start.
     """
-    starting = start_engine(directory, *arguments, port=port, http_port=http_port, environ=environ, command=command)
+    ports = {"port": port, "http_port": http_port, "stream_port": stream_port}
+    starting = start_engine(directory, *arguments, **ports, environ=environ, command=command)
     async with starting as engine:
         await engine.line("ports are written to")
         bound = json.loads((directory / "ports.json").read_text())
         engine.port = bound["worker"][1]
         engine.http_port = bound.get("http", (None, 0))[1]
+        engine.stream_port = bound.get("stream", (None, 0))[1]
         yield engine

@@ -17,7 +17,7 @@ without and with both: 231 to 117 µs of CPU per call and a round trip of 295 to
 
 How it ends. The first cause decides the code. After `close`, and after a callback failed (1011), queued messages go
 out and then the Close frame, and nothing but the peer's Close is heard any more. The peer's own Close, a violation and
-an overflow drop the queue, and the Close frame goes out at the next frame boundary. All of it has `CLOSE_S`; then the
+an overflow drop the queue, and the Close frame goes out at the next frame boundary. All of it has `close_s`; then the
 stream is closed regardless.
 """
 

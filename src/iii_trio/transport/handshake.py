@@ -1,14 +1,15 @@
 """Both sides of the HTTP upgrade that begins a WebSocket, each under a deadline (spec/protocol.md §1).
 
 The request head is read byte-exactly up to its blank line, so that what follows it goes to the frames untouched, and
-parsed by h11; wsproto then judges the upgrade and words the answer. Extensions and sub-protocols are declined: an
-engine that routes payloads untouched gains nothing from compressing each hop.
+parsed by h11; wsproto then judges the upgrade and words the answer. Extensions are declined, and sub-protocols too
+unless the caller of `accept` names them: an engine that routes payloads untouched gains nothing from compressing each
+hop.
 
 Whatever goes wrong, the stream is closed before the error is raised; until then nothing but the task that called is
 held, and at most `HANDSHAKE_HEAD` bytes.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Final
@@ -65,12 +66,15 @@ class Refusal:
 
 
 Route = Callable[[Request], Refusal | None]
+Admit = Callable[[Request], Awaitable[Refusal | None]]
 
 
 async def accept(
     stream: trio.abc.Stream,
     *,
     route: Route,
+    admit: Admit | None = None,
+    protocols: Sequence[str] = (),
     deadline_s: float = HANDSHAKE_S,
     max_head: int = HANDSHAKE_HEAD,
 ) -> tuple[Request, Framing, bytes]:
@@ -78,7 +82,9 @@ async def accept(
 
     `route` sees every well-formed request head and may refuse it; it should change nothing, for the upgrade itself
     may be refused after it (405 for another method than GET, 426 without an upgrade or with another version than 13,
-    400 otherwise, 431 for a head above `max_head` bytes). Head and answer have `deadline_s` seconds together.
+    400 otherwise, 431 for a head above `max_head` bytes). `admit` is asked last, when nothing but it stands between the
+    client and the upgrade. The first of `protocols` that the client offers is agreed on. Head and answer have
+    `deadline_s` seconds together.
 
     Raises HandshakeError if there was no upgrade; the stream is closed then, and also when cancelled.
     """
@@ -97,9 +103,13 @@ async def accept(
         request = _request(event)
         websocket = WSConnection(ConnectionType.SERVER)
         refusal = route(request) or _upgrade(websocket, event, request)
+        if refusal is None and admit is not None:
+            refusal = await admit(request)
         if refusal is not None:
             raise await _refuse(stream, refusal)
-        await stream.send_all(websocket.send(AcceptConnection()))
+        offered = _offered(request)
+        agreed = next((name for name in protocols if name in offered), None)
+        await stream.send_all(websocket.send(AcceptConnection(subprotocol=agreed)))
     return request, Framing(), rest
 
 
@@ -181,6 +191,12 @@ def _request(event: h11.Request) -> Request:
     path, _, query = target.partition("?")
     headers = [(name.decode("ascii"), value.decode("latin-1")) for name, value in event.headers]
     return Request(event.method.decode("ascii"), path, query, headers)
+
+
+def _offered(request: Request) -> set[str]:
+    """The sub-protocols that the client would speak; the list may be spread over several headers."""
+    lists = (value for name, value in request.headers if name == "sec-websocket-protocol")
+    return {name.strip() for value in lists for name in value.split(",")}
 
 
 def _upgrade(websocket: WSConnection, event: h11.Request, request: Request) -> Refusal | None:

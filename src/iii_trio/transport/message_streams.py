@@ -17,7 +17,7 @@ from typing import Final
 import trio
 from attrs import define
 
-from iii_trio.protocol.limits import CHANNEL_CHUNK
+from iii_trio.protocol.limits import CHANNEL_CHUNK, MAX_MESSAGE
 from iii_trio.transport.frames import Binary
 
 Item = bytes | Binary
@@ -75,9 +75,14 @@ class MessageSender(trio.abc.SendStream):
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def send(self, message: str | bytes) -> None:
-        """Send one message: text, or binary, of which more than 64 KiB arrives in pieces. Cancelled, it was not sent."""
+        """Send one message: text, or binary, of which more than 64 KiB arrives in pieces. Cancelled, text was not sent.
+
+        Text is not cut: above 64 MiB it raises `ValueError`. (Readers of the official Python SDK take 1 MiB.)
+        """
         if isinstance(message, str):
             item: Item = message.encode()
+            if len(item) > MAX_MESSAGE:
+                raise ValueError(f"a text of {len(item)} bytes; {MAX_MESSAGE} is the most, bytes have no such limit")
         elif len(message) > CHANNEL_CHUNK:
             return await self.send_all(message)
         else:

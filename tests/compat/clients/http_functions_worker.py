@@ -4,7 +4,6 @@
 `PREFIX::forget` takes the first one out. `PREFIX::call` calls whatever it is told to.
 """
 
-import asyncio
 import os
 import sys
 import threading
@@ -52,8 +51,4 @@ iii.register_function(f"{prefix}::forget", forget)
 iii.register_function(f"{prefix}::call", call)
 
 
-async def main() -> None:
-    await asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
-
-
-asyncio.run(main())
+threading.Event().wait()

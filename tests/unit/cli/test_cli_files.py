@@ -133,6 +133,20 @@ def test_without_a_file_the_default_set_keeps_running() -> None:
     assert Path("new.yaml").read_text() == starter_config()
 
 
+def test_line_ends_and_a_byte_order_mark_stay_as_they_are() -> None:
+    Path("config.yaml").write_bytes(b"\xef\xbb\xbfworkers:\r\n  - name: http\r\n# end\r\n")
+    done("worker", "add", "pubsub")
+    assert Path("config.yaml").read_bytes() == (
+        b"\xef\xbb\xbfworkers:\r\n  - name: http\r\n  - name: pubsub\r\n# end\r\n"
+    )
+
+
+def test_an_old_spelling_is_written_as_the_present_name() -> None:
+    Path("config.yaml").write_text("workers: []\n")
+    done("worker", "add", "modules::state::StateModule")
+    assert listed() == ["state"]
+
+
 def test_a_link_stays_a_link() -> None:
     Path("real.yaml").write_text("workers: []\n")
     Path("config.yaml").symlink_to("real.yaml")

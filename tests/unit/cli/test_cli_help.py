@@ -1,6 +1,7 @@
 """The command as a stranger meets it: help of every command, wrong words, completion, no engine there."""
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 
@@ -33,6 +34,7 @@ ASKING = [
     ["workers"],
     ["triggers"],
     ["tree"],
+    ["backup"],
     ["dlq", "ls"],
     ["dlq", "show", "q"],
     ["dlq", "redrive", "q"],
@@ -148,6 +150,16 @@ def test_without_an_engine_every_command_says_where_it_looked_and_what_to_do(wor
     assert line.startswith("Error: No engine answers at ws://127.0.0.1:1: cannot connect to ws://127.0.0.1:1: ")
     assert "`python -m iii_trio serve` starts one" in line
     assert "--url or III_URL" in line
+
+
+def test_something_that_says_nothing_is_named_with_the_time_it_had() -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        url = f"ws://127.0.0.1:{mute.getsockname()[1]}"
+        result = run("functions", "--url", url, "--timeout-ms", "100")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"Error: The engine at {url} has not answered within 0.1 s; --timeout-ms waits longer.\n"
 
 
 def test_json_from_stdin_must_be_json() -> None:

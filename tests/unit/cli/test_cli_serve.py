@@ -119,9 +119,9 @@ def test_a_taken_port_is_one_line() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        message = refused("serve", "--http-port", "0", "--port", port)
+        message = refused("serve", "--http-port", "0", "--stream-port", "0", "--port", port)
         assert message.startswith(f"address 127.0.0.1:{port} is already in use (the worker port)")
-        message = refused("serve", "--port", "0", "--http-port", port)
+        message = refused("serve", "--port", "0", "--stream-port", "0", "--http-port", port)
         assert message.startswith(
             f"failed to initialize worker 'http': address 127.0.0.1:{port} is already in use (`port` of the http worker)"
         )
@@ -129,16 +129,22 @@ def test_a_taken_port_is_one_line() -> None:
 
 def test_a_data_directory_that_cannot_be_used_is_one_line() -> None:
     Path("data").write_text("a file")
-    assert str(Path("data").absolute()) in refused("serve", "--port", "0", "--http-port", "0")
+    assert str(Path("data").absolute()) in refused("serve", "--port", "0", "--http-port", "0", "--stream-port", "0")
 
 
 def test_a_ports_file_that_cannot_be_written_is_one_line() -> None:
     """It is found out before anything starts, where that can be, and undone otherwise."""
     Path("file").write_text("")
     message = "the ports file file/ports.json cannot be written: Not a directory"
-    assert refused("serve", "--port", "0", "--http-port", "0", "--ports-file", "file/ports.json") == message
+    assert (
+        refused("serve", "--port", "0", "--http-port", "0", "--stream-port", "0", "--ports-file", "file/ports.json")
+        == message
+    )
     message = "the ports file no/where.json cannot be written: No such file or directory"
-    assert refused("serve", "--port", "0", "--http-port", "0", "--ports-file", "no/where.json") == message
+    assert (
+        refused("serve", "--port", "0", "--http-port", "0", "--stream-port", "0", "--ports-file", "no/where.json")
+        == message
+    )
 
 
 def test_an_old_ports_file_does_not_outlive_a_failed_start() -> None:
@@ -146,7 +152,17 @@ def test_an_old_ports_file_does_not_outlive_a_failed_start() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        refused("serve", "--http-port", "0", "--port", str(taken.getsockname()[1]), "--ports-file", "ports.json")
+        refused(
+            "serve",
+            "--http-port",
+            "0",
+            "--stream-port",
+            "0",
+            "--port",
+            str(taken.getsockname()[1]),
+            "--ports-file",
+            "ports.json",
+        )
     assert not Path("ports.json").exists()
 
 

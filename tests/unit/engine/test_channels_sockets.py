@@ -220,6 +220,25 @@ async def test_a_slow_reader_holds_its_writer_back_and_nothing_is_lost(
     assert channel.statistics().peak_items <= 6
 
 
+async def test_a_reader_may_be_slow_after_the_writer_has_gone(
+    core: Engine, port: RawPort, autojump_clock: trio.testing.MockClock
+) -> None:
+    channel = core.channels.create(None)
+    writer = await attach(port, channel, "write")
+    reader = await attach(port, channel, "read", trio.testing.lockstep_stream_pair)
+    reader.connection.pause_reading()
+    for number in range(4):
+        writer.connection.push_binary(bytes([number]) * 50_000)
+    writer.connection.close(1000)
+    await trio.sleep(1_000)
+    assert writer.closed == Closed(1000, "", clean=True)
+    assert core.channels.statistics().bytes == 0, "the rest waits in the reader's outbox, and the Close frame behind it"
+    reader.connection.resume_reading()
+    await trio.sleep(10)
+    assert reader.got == [bytes([number]) * 50_000 for number in range(4)]
+    assert reader.closed == Closed(1005, "", clean=True)
+
+
 async def test_a_reader_that_takes_nothing_for_an_hour_is_given_up(
     core: Engine, port: RawPort, autojump_clock: trio.testing.MockClock
 ) -> None:

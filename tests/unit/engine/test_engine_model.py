@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from attrs import define, field
 from engine_sync import VOID, SyncCore, SyncWorker
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -18,8 +17,8 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
+from model_walks import one, walk
 
 from iii_trio.engine import LATER, BindingState, Call, LocalPeer, Outcome
 from iii_trio.engine.invocations import State
@@ -72,11 +71,6 @@ class Bind:
     refused: bool = False
 
 
-def _one(data: st.DataObject, things: list[Any]) -> Any:
-    """One of them, drawn as a number: a whole engine makes a long report."""
-    return things[data.draw(st.integers(0, len(things) - 1))]
-
-
 class CoreMachine(RuleBasedStateMachine):
     """Rules are what peers do; `_settle` is what the model makes of it."""
 
@@ -119,7 +113,7 @@ class CoreMachine(RuleBasedStateMachine):
         return Node(self.core.connect(), self.core.clock.now() + GRACE, self.n)
 
     def _pick(self, data: st.DataObject) -> Node:
-        return _one(data, self.nodes)
+        return one(data, self.nodes)
 
     def _introduce(self, node: Node) -> None:
         self._spoke(node)
@@ -246,7 +240,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def refuse(self, data: st.DataObject) -> None:
         """Somebody refuses a binding; it counts only from the provider that serves it."""
-        node, bind = self._pick(data), _one(data, list(self.binds.values()))
+        node, bind = self._pick(data), one(data, list(self.binds.values()))
         self._spoke(node)
         if bind.id in self.binds and not bind.refused and self.types.get(bind.type, [None])[-1] is node:
             bind.refused = True
@@ -297,10 +291,10 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(data=st.data(), error=st.booleans(), thief=st.booleans())
     def answer(self, data: st.DataObject, error: bool, thief: bool) -> None:
         """The executor answers, or somebody else tries to."""
-        job = _one(data, [job for job in self.jobs if job.wire])
+        job = one(data, [job for job in self.jobs if job.wire])
         assert job.executor is not None
         assert job.wire is not None
-        node = _one(data, self.nodes) if thief else job.executor
+        node = one(data, self.nodes) if thief else job.executor
         self._spoke(node)
         if node is job.executor:
             self._end(job)
@@ -324,8 +318,8 @@ class CoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._waited_for())
     @rule(data=st.data(), thief=st.booleans())
     def cancel(self, data: st.DataObject, thief: bool) -> None:
-        job = _one(data, self._waited_for())
-        node = _one(data, self.nodes) if thief else job.caller
+        job = one(data, self._waited_for())
+        node = one(data, self.nodes) if thief else job.caller
         self._spoke(node)
         if node is job.caller and job.state is State.RUNNING:
             self._bury(job)
@@ -509,28 +503,10 @@ class CoreMachine(RuleBasedStateMachine):
             assert not table
 
 
-def run(examples: int, steps: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Run the machine, without the thousands of warnings it earns."""
-    caplog.set_level("CRITICAL")
-    health = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    run_state_machine_as_test(
-        CoreMachine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            derandomize=True,  # the same walks in every run: new ones are sought by hand, by raising the numbers
-            suppress_health_check=health,
-            phases=(Phase.generate, Phase.shrink),
-            report_multiple_bugs=False,
-        ),
-    )
-
-
 def test_the_core_equals_its_model(caplog: pytest.LogCaptureFixture) -> None:
-    run(examples=200, steps=60, caplog=caplog)
+    walk(CoreMachine, examples=200, steps=60, caplog=caplog)
 
 
 @pytest.mark.long
 def test_the_core_equals_its_model_for_long(caplog: pytest.LogCaptureFixture) -> None:
-    run(examples=600, steps=100, caplog=caplog)
+    walk(CoreMachine, examples=600, steps=100, caplog=caplog)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from engine_sync import VOID
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
-from test_engine_model import DEFAULT, PROBE, CoreMachine, Job, Node, _one
+from hypothesis.stateful import invariant, precondition, rule
+from model_walks import one, walk
+from test_engine_model import DEFAULT, PROBE, CoreMachine, Job, Node
 
 from iii_trio.engine.invocations import State
 
@@ -23,21 +23,27 @@ NEVER = float("inf")
 
 
 class NamesMachine(CoreMachine):
-    """`names` has the holders, `waiting` who wants a held name; `load` the calls that each sharer was given.
+    """`names` has the holders, `waiting` who asked for a held name; `load` the calls that each sharer was given.
 
-    Who waits for a name has a call that runs: its introduction, which ends with the question to the holder.
+    Who waits for a name has a call that runs: its introduction, which ends with the question to the holder. `wants` is
+    the name that each asked for last, and the only one it gets.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.names: dict[str, Node] = {}
         self.waiting: dict[str, list[Job]] = {}
+        self.wants: dict[Node, str] = {}
         self.load: dict[Node, set[int]] = {}
 
     # -- names --------------------------------------------------------------------------------------------------------
 
+    def _claimants(self) -> list[Node]:
+        asked = [job.caller for jobs in self.waiting.values() for job in jobs]
+        return [node for node in self.nodes if not node.open and node in asked]
+
     def _undecided(self) -> list[Node]:
-        claimants = [job.caller for jobs in self.waiting.values() for job in jobs]
+        claimants = self._claimants()
         return [node for node in self.nodes if not node.open and node not in claimants]
 
     @rule(name=st.sampled_from(NAMES), shares=st.booleans())
@@ -55,7 +61,7 @@ class NamesMachine(CoreMachine):
     @rule(data=st.data(), right=st.booleans(), shares=st.booleans())
     def come_back(self, data: st.DataObject, right: bool, shares: bool) -> None:
         """A holder connects anew before its old connection has ended; with the wrong token it is anybody."""
-        name = _one(data, list(self.names))
+        name = one(data, list(self.names))
         old, node = self.names[name].worker, self._connect()
         self.nodes.append(node)
         token = old.peer.reattach_token if right else "wrong"
@@ -75,10 +81,17 @@ class NamesMachine(CoreMachine):
     @precondition(lambda self: self._undecided())
     @rule(data=st.data(), name=st.sampled_from(NAMES))
     def introduce_as(self, data: st.DataObject, name: str) -> None:
-        self._introduce_as(_one(data, self._undecided()), name)
+        self._introduce_as(one(data, self._undecided()), name)
+
+    @precondition(lambda self: self._claimants())
+    @rule(data=st.data(), name=st.sampled_from(NAMES))
+    def change_mind(self, data: st.DataObject, name: str) -> None:
+        """Who waits for a name says again what it is called."""
+        self._introduce_as(one(data, self._claimants()), name)
 
     def _introduce_as(self, node: Node, name: str) -> None:
         self._spoke(node)
+        self.wants[node] = name
         node.worker.introduce(name=name)
         self.n += 1
         introduction = Job(self.n, node, None, None, self.core.clock.now() + DEFAULT)
@@ -89,14 +102,14 @@ class NamesMachine(CoreMachine):
     @precondition(lambda self: self._undecided())
     @rule(data=st.data())
     def introduce(self, data: st.DataObject) -> None:
-        self._introduce(_one(data, self._undecided()))
+        self._introduce(one(data, self._undecided()))
         self._settle()
 
     @precondition(lambda self: self.names)
     @rule(data=st.data())
     def speak(self, data: st.DataObject) -> None:
         """A holder shows that it is there."""
-        node = _one(data, list(self.names.values()))
+        node = one(data, list(self.names.values()))
         self._spoke(node)
         node.worker.send({"type": "pong"})
         self._settle()
@@ -111,12 +124,13 @@ class NamesMachine(CoreMachine):
     def _claim(self, introduction: Job, name: str) -> None:
         node, holder = introduction.caller, self.names.get(name)
         node.grace_until = NEVER
-        if node not in self.nodes:
+        if node not in self.nodes or self.wants[node] != name:
             self.jobs.remove(introduction)
-        elif holder is None:
+        elif holder is None or holder is node:
             self.jobs.remove(introduction)
             self.names[name] = node
-            self._open(node)
+            if not node.open:
+                self._open(node)
         else:
             self.waiting.setdefault(name, []).append(introduction)
             if holder.probe_until is None:
@@ -124,15 +138,16 @@ class NamesMachine(CoreMachine):
                 self.n += 1
                 holder.probe_order = self.n
 
-    def _asking(self, holder: Node) -> list[Job]:
-        return [job for name in NAMES if self.names.get(name) is holder for job in self.waiting.get(name, [])]
+    def _asking(self, holder: Node) -> list[tuple[Job, str]]:
+        return [(job, name) for name in NAMES if self.names.get(name) is holder for job in self.waiting.get(name, [])]
 
     def _spoke(self, node: Node) -> None:
         asking = self._asking(node)
         super()._spoke(node)
-        for introduction in asking:
+        for introduction, name in asking:
             self._answered(introduction)
-            self._drop(introduction.caller)
+            if self.wants[introduction.caller] == name:
+                self._drop(introduction.caller)
 
     def _answered(self, introduction: Job) -> None:
         self.jobs.remove(introduction)
@@ -142,12 +157,12 @@ class NamesMachine(CoreMachine):
 
     def _silent(self, node: Node) -> None:
         asking = self._asking(node)
-        if any(job.caller in self.nodes for job in asking):
+        if any(job.caller in self.nodes and self.wants[job.caller] == name for job, name in asking):
             node.probe_until = None
             node.claimed_by.clear()
             self._drop(node)
         else:
-            for introduction in asking:  # who asked has left: nobody wants the name, but the question has its end
+            for introduction, _ in asking:  # who asked has left or changed its mind, and the question has its end
                 self._answered(introduction)
             super()._silent(node)
 
@@ -188,12 +203,12 @@ class NamesMachine(CoreMachine):
     @precondition(lambda self: self.load)
     @rule(data=st.data())
     def unshare(self, data: st.DataObject) -> None:
-        self._do(_one(data, list(self.load)), {"type": "unregisterfunction", "id": SHARED}, "unshare", None)
+        self._do(one(data, list(self.load)), {"type": "unregisterfunction", "id": SHARED}, "unshare", None)
 
     @precondition(lambda self: self.load and not any(node.worker.connection.full for node in self.nodes))
     @rule(data=st.data(), void=st.booleans(), times=st.integers(1, 3))
     def call_shared(self, data: st.DataObject, void: bool, times: int) -> None:
-        node = _one(data, [node for node in self.nodes if node.open])
+        node = one(data, [node for node in self.nodes if node.open])
         for _ in range(times):
             self._call_shared(node, void)
 
@@ -223,26 +238,10 @@ class NamesMachine(CoreMachine):
         assert functions.statistics().replicas == max(0, len(self.load) - 1)
 
 
-def run(examples: int, steps: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Run the machine, without the thousands of warnings it earns."""
-    caplog.set_level("CRITICAL")
-    health = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    run_state_machine_as_test(
-        NamesMachine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            derandomize=True,  # as in the model it extends
-            suppress_health_check=health,
-        ),
-    )
-
-
 def test_names_and_replicas_equal_their_model(caplog: pytest.LogCaptureFixture) -> None:
-    run(examples=60, steps=50, caplog=caplog)
+    walk(NamesMachine, examples=60, steps=50, caplog=caplog)
 
 
 @pytest.mark.long
 def test_names_and_replicas_equal_their_model_for_long(caplog: pytest.LogCaptureFixture) -> None:
-    run(examples=2_000, steps=80, caplog=caplog)
+    walk(NamesMachine, examples=2_000, steps=80, caplog=caplog)

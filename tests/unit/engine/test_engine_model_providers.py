@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from attrs import define, field
 from engine_sync import SyncCore, SyncWorker
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -19,8 +18,8 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
+from model_walks import one, walk
 
 from iii_trio.engine import BindingState
 from iii_trio.engine.durable import REGISTER, UNREGISTER, Durable
@@ -102,7 +101,8 @@ class ProvidersMachine(RuleBasedStateMachine):
         self.nodes.append(Node(self.core.connect(namespace=space), space))
 
     def _pick(self, data: st.DataObject) -> Node:
-        return self.nodes[data.draw(st.integers(0, len(self.nodes) - 1))]
+        node: Node = one(data, self.nodes)
+        return node
 
     @rule(data=st.data(), type_id=st.sampled_from(TYPES), space=st.sampled_from(NAMED))
     def provide(self, data: st.DataObject, type_id: str, space: str | None) -> None:
@@ -122,7 +122,7 @@ class ProvidersMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
         claims = [claim for claims in self.types.values() for claim in claims]
-        claim = claims[data.draw(st.integers(0, len(claims) - 1))]
+        claim = one(data, claims)
         frame = {"type": "unregistertriggertype", "id": claim.type, "namespace": claim.space}
         claim.node.worker.send(frame)
         self._withdraw(claim)
@@ -136,7 +136,7 @@ class ProvidersMachine(RuleBasedStateMachine):
     def bind(self, data: st.DataObject, type_id: str, space: str | None, own: bool) -> None:
         """A trigger, perhaps in the place of somebody else's, or of a durable one."""
         node, known = self._pick(data), [*IDS, *(IDS if own else self.binds)]
-        bind_id = known[data.draw(st.integers(0, len(known) - 1))]
+        bind_id = one(data, known)
         self.n += 1
         frame = {"type": "registertrigger", "id": bind_id, "trigger_type": type_id, "function_id": "f"}
         node.worker.send({**frame, "config": self.n, **({} if space is None else {"trigger_namespace": space})})
@@ -158,7 +158,7 @@ class ProvidersMachine(RuleBasedStateMachine):
     def unbind(self, data: st.DataObject, call: bool) -> None:
         """Anybody may, by a frame or by a call."""
         node, known = self._pick(data), [*IDS, *self.binds]
-        bind_id = known[data.draw(st.integers(0, len(known) - 1))]
+        bind_id = one(data, known)
         known_before = bind_id in self.binds
         if call:
             call_id = node.worker.call(UNREGISTER, {"id": bind_id})
@@ -174,7 +174,7 @@ class ProvidersMachine(RuleBasedStateMachine):
         """A provider accepts or refuses, now or long after, once or again; or somebody who was never asked does."""
         waited_for = [bind for bind in self.binds.values() if bind.maker is not None]
         known = waited_for or list(self.binds.values())
-        bind = known[data.draw(st.integers(0, len(known) - 1))]
+        bind = one(data, known)
         node = bind.on.node if asked and bind.on is not None else self._pick(data)
         error = {"error": {"code": "no", "message": "never"}} if refuses else {}
         frame = {"type": "triggerregistrationresult", "id": bind.id, "trigger_type": bind.type, "function_id": "f"}
@@ -337,28 +337,10 @@ class ProvidersMachine(RuleBasedStateMachine):
         assert engine.triggers.durable == 0
 
 
-def run(examples: int, steps: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Run the machine, without the thousands of warnings it earns."""
-    caplog.set_level("CRITICAL")
-    health = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    run_state_machine_as_test(
-        ProvidersMachine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            derandomize=True,  # the same walks in every run: new ones are sought by hand, by raising the numbers
-            suppress_health_check=health,
-            phases=(Phase.generate, Phase.shrink),
-            report_multiple_bugs=False,
-        ),
-    )
-
-
 def test_bindings_equal_their_model(caplog: pytest.LogCaptureFixture) -> None:
-    run(examples=100, steps=50, caplog=caplog)
+    walk(ProvidersMachine, examples=100, steps=50, caplog=caplog)
 
 
 @pytest.mark.long
 def test_bindings_equal_their_model_for_long(caplog: pytest.LogCaptureFixture) -> None:
-    run(examples=2_000, steps=80, caplog=caplog)
+    walk(ProvidersMachine, examples=2_000, steps=80, caplog=caplog)

@@ -230,3 +230,50 @@ async def test_what_is_no_exception_of_a_module_is_not_swallowed(autojump_clock:
             await bench.start()
             bench.fail(Interrupted())
             await trio.sleep(1)
+
+
+async def test_a_replaced_module_ends_before_the_new_one_starts(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        supervised = await bench.start()
+        after = Fragile(bench.starts, bench.ends)
+        await supervised.replace(lambda: after)
+        assert (supervised.module, bench.ends) == (after, bench.made)
+        assert (bench.core.modules, bench.here()) == ({"fragile": "running"}, True)
+        assert supervised.statistics().restarts == 0
+
+
+async def test_a_replacement_that_cannot_start_gives_way_to_the_one_before(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        supervised = await bench.start()
+        bad = Fragile(bench.starts, bench.ends, ConfigError("not like that"), at_start=True)
+        with pytest.raises(StartError, match="failed to initialize worker 'fragile': not like that"):
+            await supervised.replace(lambda: bad)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (len(bench.made), supervised.module) == (2, bench.made[-1])
+        assert (bench.core.modules, bench.here()) == ({"fragile": "running"}, True)
+
+
+async def test_a_module_that_waits_for_its_restart_is_replaced_at_once(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        supervised = await bench.start()
+        bench.fail(ValueError("a bug"))
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        await supervised.replace(lambda: Fragile(bench.starts, bench.ends))
+        assert (trio.current_time(), bench.core.modules) == (began, {"fragile": "running"})
+        assert len(bench.made) == 1
+
+
+async def test_stopping_frees_who_waits_for_a_replacement(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        supervised = await bench.start()
+
+        class Slow(Fragile):
+            async def run(self, core: Engine, *, task_status: trio.TaskStatus[None]) -> None:
+                await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(supervised.replace, lambda: Slow(bench.starts, bench.ends))
+            await trio.testing.wait_all_tasks_blocked()
+            supervised.stop()
+        await supervised.ended.wait()

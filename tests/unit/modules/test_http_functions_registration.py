@@ -323,3 +323,26 @@ def _verdict(request: dict[str, Any]) -> Any:
     if request["function_id"] == "ext::b":
         return Outcome(NULL)
     return Outcome(Json.of({"function_id": f"team::{request['function_id']}"}))
+
+
+async def test_a_shared_function_may_be_an_endpoint_here_and_a_handler_there() -> None:
+    names = Names({"example.com": ["10.0.0.1"]})
+    async with serving(module(names)) as (core, port):
+        shared = {"iii.shared": True}
+        first, second = await port.connect(name="1"), await port.connect(name="2")
+        first.register("shop::pay", metadata=shared)
+        await first.settled()
+        names.answers = {"example.com": [PUBLIC]}
+        second.register("shop::pay", metadata=shared, invocation=WEB)
+        await second.settled()
+        await trio.testing.wait_all_tasks_blocked()
+        names.answers = {"example.com": ["10.0.0.1"]}
+        calls = [second.call("shop::pay", number) for number in range(2)]
+        here = await first.next("invokefunction")
+        first.answer(here, result="by hand")
+        answers = [await second.result(call) for call in calls]
+        assert sorted(answer.get("result") or answer["error"]["message"] for answer in answers) == [
+            "Private IP blocked",
+            "by hand",
+        ]
+        assert core.functions.statistics().replicas == 1

@@ -1,13 +1,17 @@
 """Signatures, addresses, URL rules and what a registration's `invocation` may say (spec/http.md §17 to §19)."""
 
 import socket
+import threading
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from iii_trio.config import ConfigError, HttpFunctionsSecurity, HttpFunctionsSettings, structure
+from iii_trio.modules.http_functions import urls
 from iii_trio.modules.http_functions.addresses import is_public
 from iii_trio.modules.http_functions.signing import signature
 from iii_trio.modules.http_functions.targets import make_target
@@ -184,6 +188,45 @@ async def test_number_forms_of_an_address_are_names_that_resolve_to_it() -> None
     for host in ("2130706433", "0x7f.1", "0x7f000001", "127.1", "localhost"):
         with pytest.raises(UrlRefused, match="Private IP blocked"):
             await checked.look_up(checked.check(f"https://{host}/"))
+
+
+async def test_who_asks_for_a_host_that_is_being_looked_up_shares_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    go = threading.Event()
+
+    def look_up(host: str, port: int) -> list[str]:
+        asked.append(host)
+        assert go.wait(10)
+        if host == "nowhere.example":
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure")
+        return ["8.8.8.8"]
+
+    monkeypatch.setattr(urls, "look_up", look_up)
+    resolver = SystemResolver()
+    found: list[object] = []
+
+    async def ask(host: str) -> None:
+        try:
+            found.append(await resolver(host, 443))
+        except socket.gaierror as error:
+            found.append(error.errno)
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as first:
+            async with trio.open_nursery() as leaving:
+                leaving.start_soon(ask, "slow.example")
+                await trio.testing.wait_all_tasks_blocked()
+                for _ in range(100):
+                    nursery.start_soon(ask, "slow.example")
+                await trio.testing.wait_all_tasks_blocked()
+                first.cancel()
+        for _ in range(3):
+            nursery.start_soon(ask, "nowhere.example")
+        await trio.testing.wait_all_tasks_blocked()
+        go.set()
+    assert found.count(["8.8.8.8"]) == 100
+    assert found.count(socket.EAI_AGAIN) == 3
+    assert sorted(asked) == ["nowhere.example", "slow.example", "slow.example"], "one more for those whose asker left"
 
 
 # -- targets

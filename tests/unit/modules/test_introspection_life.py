@@ -85,7 +85,7 @@ async def test_a_slow_subscriber_gets_the_newest_list_next_and_none_after_it_lef
             lists.append(function_ids(data.decode()))
             if len(lists) == 2:
                 got_two.set()
-            await trio.sleep(10)
+            await trio.sleep(8)
             return NULL
 
         user.register("slow", slow, task=True)
@@ -291,3 +291,20 @@ async def test_log_lines_name_their_sender_and_huge_details_stay_out(caplog: pyt
         ]
         with pytest.raises(WireError, match="missing field `message`"):
             await ask(user, "engine::log::info", {})
+
+
+async def test_a_subscriber_that_never_answers_is_told_again_after_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with engine() as (core, user, port):
+        worker = await port.connect(name="w")
+        worker.register("never")
+        bind = {"id": "t", "trigger_type": FUNCTIONS, "function_id": "never", "config": {}}
+        worker.send({"type": "registertrigger", **bind})
+        first = await worker.next("invokefunction")
+        record(user, "new")
+        began = trio.current_time()
+        second = await worker.next("invokefunction")
+        assert "new" not in function_ids(first["data"])
+        assert "new" in function_ids(second["data"])
+        assert trio.current_time() - began < 11

@@ -1,5 +1,6 @@
 """The queue's state machine: order, concurrency, retries, holds, and a Hypothesis model of all of it together."""
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -187,7 +188,7 @@ def test_no_concurrency_and_a_pause_begin_nothing() -> None:
     queue.add(1, A, now=0.0)
     assert queue.poll(0.0) == []
     queue.configure(Policy(concurrency=1))
-    queue.pause()
+    queue.paused = True
     assert queue.poll(0.0) == []
     assert queue.waiting == 1
 
@@ -215,6 +216,108 @@ def test_restored_messages_keep_attempts_and_due_time() -> None:
     assert isinstance(fail(queue, item, 12.0), Bury)
 
 
+def test_the_highest_priority_goes_first_then_the_oldest() -> None:
+    queue = machine(Policy(concurrency=1))
+    for seq, (target, priority) in enumerate([(A, 0), (B, 0), (A, 9), (B, 255), (A, 255), (B, 9)], 1):
+        queue.add(seq, target, priority=priority, now=0.0)
+    order = []
+    while items := begun(queue):
+        order += [item.seq for item in items]
+        succeed(queue, items[0])
+    assert order == [4, 5, 3, 6, 1, 2]
+
+
+def test_in_a_fifo_queue_priority_decides_between_groups_and_never_within_one() -> None:
+    queue = machine(Policy(fifo=True, concurrency=1))
+    for seq, (group, priority) in enumerate([("x", 0), ("y", 5), ("x", 9), ("y", 0)], 1):
+        queue.add(seq, A, group, priority=priority, now=0.0)
+    order = []
+    while items := begun(queue):
+        order += [item.seq for item in items]
+        succeed(queue, items[0])
+    assert order == [2, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("policy", "delays"),
+    [
+        (Policy(backoff_ms=100), [100, 200, 400, 800]),
+        (Policy(backoff_ms=100, backoff_max_ms=250), [100, 200, 250, 250]),
+        (Policy(backoff_ms=100, backoff_fixed=True), [100, 100, 100, 100]),
+        (Policy(backoff_ms=100, jitter=0.5), [75, 150, 300, 600]),
+        (Policy(backoff_ms=100, backoff_max_ms=50), [50, 50, 50, 50]),
+    ],
+)
+def test_a_policy_caps_steadies_or_scatters_the_delay(policy: Policy, delays: list[int]) -> None:
+    assert [policy.delay_ms(failures, 0.5) for failures in range(1, 5)] == delays
+
+
+def test_jitter_shortens_a_delay_by_chance() -> None:
+    chances = iter([0.0, 1.0])
+    queue = QueueMachine(lambda _: True, Policy(concurrency=1, max_attempts=9, backoff_ms=100, jitter=0.2))
+    queue.chance = lambda: next(chances)
+    queue.add(1, A, now=0.0)
+    (item,) = begun(queue)
+    verdict = fail(queue, item)
+    assert isinstance(verdict, Retry)
+    assert verdict.delay_ms == 100
+    (item,) = begun(queue, 0.1)
+    verdict = fail(queue, item)
+    assert isinstance(verdict, Retry)
+    assert verdict.delay_ms == 160
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_what_is_taken_out_is_all_that_has_not_begun_and_can_be_put_back(fifo: bool) -> None:
+    queue = machine(Policy(fifo=fifo, concurrency=2, max_attempts=9), missing := {B})
+    for seq in range(1, 21):
+        queue.add(seq, (A, B)[seq % 2], f"g{seq % 3}", now=0.0, due=5.0 * (seq % 5 == 0), attempts=seq % 4 == 3)
+    running = begun(queue)
+    pages = list(queue.take_out(4))
+    assert [len(page) for page in pages[:-1]] == [4] * (len(pages) - 1)
+    taken = [seq for page in pages for seq, _ in page]
+    assert sorted(taken + [item.seq for item in running]) == list(range(1, 21))
+    assert (queue.unbegun, queue.live) == (0, len(running))
+    assert begun(queue, 9.0) == []
+    for item in running:
+        succeed(queue, item)
+    assert queue.statistics().lanes == 0
+    for page in pages:
+        queue.put_back(page)
+    missing.clear()
+    order = []
+    while items := begun(queue, 9.0):
+        for item in items:
+            order.append(item.seq)
+            succeed(queue, item, 9.0)
+    assert sorted(order) == sorted(taken)
+    assert (queue.live, queue.statistics().lanes) == (0, 0)
+
+
+def test_no_more_is_taken_out_than_there_was() -> None:
+    queue = machine(Policy(concurrency=0))
+    for seq in range(10):
+        queue.add(seq, A, now=0.0)
+    total = 0
+    for page in queue.take_out(3):
+        total += len(page)
+        for seq, _ in page:
+            queue.add(100 + seq, A, now=0.0)
+    assert total == 10
+    assert queue.live == 10
+
+
+def test_messages_that_wait_cost_little_memory() -> None:
+    count, groups = 100_000, 10_000
+    queue = machine(Policy(fifo=True, concurrency=1))
+    tracemalloc.start()
+    for seq in range(count):
+        queue.add(seq, A, f"g{seq % groups}", now=0.0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak / count < 250  # bytes a message, its share of the group included
+
+
 class Model(RuleBasedStateMachine):
     """Whatever happens: order per group, the bounds, every message ends, and none is delivered twice at a time."""
 
@@ -229,6 +332,7 @@ class Model(RuleBasedStateMachine):
         self.seq = 0
         self.alive: dict[int, tuple[tuple[str, str], str, int]] = {}  # seq -> target, group, failures
         self.due: dict[int, float] = {}
+        self.priority: dict[int, int] = {}
         self.delivered: dict[int, int] = {}
         self.running: dict[int, Item] = {}
         self.settling: dict[int, tuple[Item, Any]] = {}
@@ -238,10 +342,15 @@ class Model(RuleBasedStateMachine):
     def begin(self, fifo: bool) -> None:
         self.configure(fifo, 3, 2)
 
-    @rule(function=st.sampled_from(TARGETS), group=st.sampled_from("xxy"), delay=st.sampled_from([0.0, 0.0, 0.5]))
-    def add(self, function: tuple[str, str], group: str, delay: float) -> None:
+    @rule(
+        function=st.sampled_from(TARGETS),
+        group=st.sampled_from("xxy"),
+        delay=st.sampled_from([0.0, 0.0, 0.5]),
+        priority=st.sampled_from([0, 0, 0, 1, 255]),
+    )
+    def add(self, function: tuple[str, str], group: str, delay: float, priority: int) -> None:
         self.seq += 2
-        self._add(self.seq, function, group, delay)
+        self._add(self.seq, function, group, delay, priority)
 
     @rule(function=st.sampled_from(TARGETS), group=st.sampled_from("xxy"), back=st.sampled_from([1, 3, 5]))
     def adopt(self, function: tuple[str, str], group: str, back: int) -> None:
@@ -249,9 +358,10 @@ class Model(RuleBasedStateMachine):
         if seq > 0 and seq not in self.alive and seq not in self.ended:
             self._add(seq, function, group, 0.0)
 
-    def _add(self, seq: int, function: tuple[str, str], group: str, delay: float) -> None:
+    def _add(self, seq: int, function: tuple[str, str], group: str, delay: float, priority: int = 0) -> None:
         due = self.now + delay if delay else 0.0
-        self.queue.add(seq, function, group, now=self.now, due=due)
+        self.queue.add(seq, function, group, priority=priority, now=self.now, due=due)
+        self.priority[seq] = priority
         self.alive[seq] = (function, group, 0)
         self.due[seq] = due
         self.delivered[seq] = 0
@@ -270,6 +380,8 @@ class Model(RuleBasedStateMachine):
             assert target not in self.missing
             assert self.due[item.seq] <= self.now
             assert item.attempts == failures
+            first = min(self._could_run(), key=lambda seq: (-self.priority[seq], seq))
+            assert item.seq == first, "a message was overtaken"
             assert len(self.running) + len(self.settling) < self.policy.concurrency
             if self.policy.fifo:
                 older = [seq for seq, (_, other, _) in self.alive.items() if other == group and seq < item.seq]
@@ -323,6 +435,18 @@ class Model(RuleBasedStateMachine):
         if not isinstance(verdict, Retry):
             del self.alive[item.seq]
             self.ended.add(item.seq)
+
+    @rule(page=st.integers(1, 3))
+    def purge(self, page: int) -> None:
+        """All that has not begun is taken out; some of it comes back, as if the disk had refused its removal."""
+        for number, entries in enumerate(self.queue.take_out(page)):
+            if number % 2:
+                self.queue.put_back(entries)
+                continue
+            for seq, _ in entries:
+                assert seq not in self.running
+                assert seq not in self.settling
+                del self.alive[seq]
 
     @rule(function=st.sampled_from(TARGETS))
     def lose(self, function: tuple[str, str]) -> None:

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from iii_trio.config import QueueSettings
 from iii_trio.modules.queue.delivery import Marker, without_tags
+from iii_trio.modules.queue.messages import LONGEST_KEY, Message, Sorting, reading
 from iii_trio.modules.queue.names import Kind, QueueKey
-from iii_trio.modules.queue.queues import group_of
 from iii_trio.modules.queue.requests import Request
 from iii_trio.protocol import ABSENT, NULL, Json
-from iii_trio.protocol.errors import InvalidInput
+from iii_trio.protocol.errors import InvalidInput, WireError
 
 FIFO = QueueSettings(type="fifo", message_group_field="g")
 
@@ -24,9 +24,51 @@ FIFO = QueueSettings(type="fifo", message_group_field="g")
         (b'{"g":1e999}', b'{"g":1e999}', True),
     ],
 )
-def test_equal_values_are_one_group(one: bytes, two: bytes, same: bool) -> None:
-    assert (group_of("q", FIFO, Json(one)) == group_of("q", FIFO, Json(two))) is same
-    assert group_of("q", QueueSettings(), Json(one)) is None
+def test_equal_values_are_one_group_and_one_key(one: bytes, two: bytes, same: bool) -> None:
+    first, second = (reading("q", FIFO, Message(Json(text))) for text in (one, two))
+    assert (first.group == second.group) is same
+    assert reading("q", QueueSettings(), Message(Json(one))) == Sorting(None, 0, None)
+    by_field = QueueSettings(deduplication_field="g")
+    first, second = (reading("q", by_field, Message(Json(text))) for text in (one, two))
+    assert first.repetition_key is not None
+    assert (first.repetition_key == second.repetition_key) is same
+
+
+@pytest.mark.parametrize(
+    ("payload", "highest", "expected"),
+    [
+        (b'{"p":7}', None, 7),
+        (b'{"p":7}', 5, 5),
+        (b'{"p":300}', None, 255),
+        (b'{"p":18446744073709551616}', None, 255),
+        (b'{"p":0}', None, 0),
+        (b'{"p":-1}', None, 0),
+        (b'{"p":1.5}', None, 0),
+        (b'{"p":"9"}', None, 0),
+        (b'{"p":null}', None, 0),
+        (b'{"p":true}', None, 0),
+        (b"{}", None, 0),
+        (b"[7]", None, 0),
+    ],
+)
+def test_a_priority_is_a_whole_number_up_to_the_highest(payload: bytes, highest: int | None, expected: int) -> None:
+    settings = QueueSettings(priority_field="p", max_priority=highest)
+    assert reading("q", settings, Message(Json(payload))).priority == expected
+    assert reading("q", QueueSettings(), Message(Json(payload))).priority == 0
+
+
+def test_what_the_sender_says_wins_over_the_payload() -> None:
+    settings = QueueSettings(priority_field="p", deduplication_field="d", max_priority=9)
+    message = Message(Json(b'{"p":1,"d":"payload"}'), priority=200, repetition_key="sender")
+    assert reading("q", settings, message) == Sorting(None, 9, "sender")
+
+
+def test_a_deduplication_key_has_a_length() -> None:
+    with pytest.raises(WireError, match="1025 characters"):
+        reading("q", QueueSettings(), Message(NULL, repetition_key="k" * (LONGEST_KEY + 1)))
+    settings = QueueSettings(deduplication_field="d")
+    for payload in (b'{"d":null}', b"{}", b"3"):
+        assert reading("q", settings, Message(Json(payload))).repetition_key is None
 
 
 tricky = st.text(alphabet="a@\\:", max_size=6)

@@ -116,6 +116,34 @@ async def test_large_bytes_cross_a_small_buffer(lab: Lab, autojump_clock: trio.t
         nursery.cancel_scope.cancel()
 
 
+async def test_a_slow_receiver_holds_its_sender_back(lab: Lab, autojump_clock: trio.testing.MockClock) -> None:
+    """The streams below hold nothing, so what is under way is in the buffers of engine and SDK."""
+    async with client_of(lab) as client, trio.open_nursery() as nursery:
+        send, receive = await client.open_channel(buffer=2)
+        lab.pair = trio.testing.lockstep_stream_pair
+        sent, closed = [], trio.Event()
+
+        async def write() -> None:
+            async with send:
+                for number in range(40):
+                    await send.send_all(bytes([number]) * 50_000)
+                    sent.append(number)
+            closed.set()
+
+        nursery.start_soon(write)
+        got = [await receive.receive()]
+        await trio.sleep(2_000)
+        assert len(sent) < 30
+        while len(sent) < 40:
+            got.append(await receive.receive())
+            await trio.sleep(50)
+        await trio.sleep(1_000)
+        assert not closed.is_set(), "closing waits until the engine has taken everything"
+        got += [data async for data in receive]
+        await closed.wait()
+        assert got == [bytes([number]) * 50_000 for number in range(40)]
+
+
 async def test_both_ends_are_trio_streams(lab: Lab, autojump_clock: trio.testing.MockClock) -> None:
     async with client_of(lab) as client:
 
@@ -308,6 +336,20 @@ async def test_a_channel_that_is_not_there(lab: Lab, autojump_clock: trio.testin
         missing = client.channels.receiver({**receive.ref, "channel_id": "x"})
         with pytest.raises(trio.BrokenResourceError, match="404"):
             await missing.receive()
+
+
+async def test_the_ends_of_a_closed_client_are_broken(lab: Lab, autojump_clock: trio.testing.MockClock) -> None:
+    async with client_of(lab) as client:
+        send, receive = await client.open_channel()
+        used, _ = await client.open_channel()
+        await used.send("x")
+    for end in (send, used):
+        with pytest.raises(trio.BrokenResourceError):
+            await end.send("x")
+        await end.aclose()
+    with pytest.raises(trio.BrokenResourceError, match="the client is closed"):
+        await receive.receive()
+    await receive.aclose()
 
 
 async def test_nobody_waits_for_a_reader_that_never_comes(lab: Lab, autojump_clock: trio.testing.MockClock) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from iii_trio.protocol.errors import StoreError
-from iii_trio.stores import Destination, Job, NewJob, Store, WaitingJobLog
+from iii_trio.stores import Destination, Heading, Job, NewJob, Note, Once, Store, Trimmed, WaitingJobLog
 
 
 def new(name: str, queue: str = "q", **changes: Any) -> NewJob:
@@ -28,6 +28,7 @@ FULL = new(
     baggage="k=v",
     message_id="receipt",
     metadata=b'{"m":1}',
+    priority=7,
     payload=b"\x00\xff not json, and none of the store's business",
 )
 
@@ -152,6 +153,79 @@ async def test_the_first_subscriber_adopts_what_was_published_before(log: Waitin
     assert await log.adopt("emails", "again", "default", "email::send") == []
 
 
+async def test_adoption_and_removal_of_unclaimed_jobs_go_in_pages(log: WaitingJobLog) -> None:
+    early = await log.append([new(str(number), "emails", function_id=None) for number in range(5)])
+    assert [job.seq for job in await log.adopt("emails", "to", "default", "f", 2)] == [job.seq for job in early[:2]]
+    assert await log.remove_unclaimed("emails", 2) == 2
+    assert await log.remove_unclaimed("other", 2) == 0
+    assert [job.id for job in await log.load()] == ["0", "1", "4"]
+    assert await log.remove_unclaimed("emails", 2) == 1
+
+
+async def test_headings_are_the_jobs_without_what_they_carry(log: WaitingJobLog) -> None:
+    first, second = await log.append([FULL, new("b", "emails", function_id=None, due_at_ms=9)])
+    await log.retry(first.seq, 2, 77, "boom")
+    assert await log.headings() == [
+        Heading(first.seq, "q", "default", "orders::process", "g\x00", 7, 2, FULL.created_at_ms, 77),
+        Heading(second.seq, "emails", "default", None, None, 0, 0, FULL.created_at_ms, 9),
+    ]
+    assert [heading.seq for heading in await log.headings(first.seq, 1)] == [second.seq]
+    assert await log.headings(second.seq, 1) == []
+
+
+async def test_removed_jobs_leave_no_dead_letters(log: WaitingJobLog) -> None:
+    jobs = await log.append([new(str(number)) for number in range(3)])
+    assert await log.remove([jobs[0].seq, jobs[2].seq, jobs[2].seq + 100]) == 2
+    assert await log.remove([]) == 0
+    assert await log.load() == [jobs[1]]
+    assert await log.dead_counts() == {}
+
+
+async def test_a_taken_key_keeps_everything_out_until_its_time_is_over(log: WaitingJobLog) -> None:
+    def once(now_ms: int, queue: str = "q", key: str = "k") -> Once:
+        return Once(queue, key, now_ms, now_ms + 100)
+
+    [first] = await log.append_once([new("a")], once(1_000))
+    assert await log.append_once([new("b"), new("c")], once(1_099)) == []
+    [other] = await log.append_once([new("d")], once(1_099, key="another"))
+    [elsewhere] = await log.append_once([new("e", "r")], once(1_099, "r"))
+    await log.ack(first.seq)
+    assert await log.append_once([new("f")], once(1_099)) == []
+    both = await log.append_once([new("g"), new("h")], once(1_100))
+    assert [job.id for job in both] == ["g", "h"]
+    assert await log.append_once([new("i")], once(1_150)) == []
+    assert await log.load() == [other, elsewhere, *both]
+
+
+async def test_many_keys_expire_and_can_be_taken_again(log: WaitingJobLog) -> None:
+    for number in range(250):
+        assert await log.append_once([], Once("q", str(number), 0, 10)) == []
+    for number in range(250):
+        assert await log.append_once([new(str(number))], Once("q", str(number), 10, 20))
+
+
+async def test_dead_letters_are_trimmed_by_count_and_by_age(log: WaitingJobLog) -> None:
+    await kill(log, await log.append([new(str(number)) for number in range(6)]))  # failed at 2000 to 2005
+    await kill(log, await log.append([new("other", "elsewhere")]))
+    assert await log.trim("q", 10, 2_000, 10) == Trimmed(0, 2_000)
+    assert await log.trim("q", 4, 0, 1) == Trimmed(1, 2_001)
+    assert await log.trim("q", 4, 0, 10) == Trimmed(1, 2_002)
+    assert await log.trim("q", 10, 2_004, 10) == Trimmed(2, 2_004)
+    assert [letter.job.id for letter in await log.dead_letters(["q"])] == ["5", "4"]
+    assert await log.trim("q", 0, 0, 10) == Trimmed(2, None)
+    assert await log.dead_counts() == {"elsewhere": 1}
+
+
+async def test_notes_are_kept_replaced_and_dropped(log: WaitingJobLog) -> None:
+    assert not await log.note("paused", "b", b"")
+    assert not await log.note("defined", "b", b"\x00{}")
+    assert await log.note("paused", "b", b"since monday")
+    assert await log.notes() == [Note("defined", "b", b"\x00{}"), Note("paused", "b", b"since monday")]
+    assert await log.note("paused", "b", None)
+    assert not await log.note("paused", "b", None)
+    assert await log.notes() == [Note("defined", "b", b"\x00{}")]
+
+
 async def test_destinations_are_remembered_until_forgotten(log: WaitingJobLog) -> None:
     assert await log.remember("t", "default", "b")
     assert await log.remember("t", "default", "a")
@@ -184,6 +258,8 @@ async def test_statistics_count_what_was_submitted(store: Store) -> None:
     await log.dead_letter(second.seq, 2, "e", 1)
     await log.redrive("q", 1, 1)
     await log.discard("q", "b")
+    await log.remove([1, 2, 3])
     counters = handle.statistics()
     assert (counters.appended, counters.acknowledged, counters.retried) == (2, 1, 1)
     assert (counters.dead_lettered, counters.redriven, counters.discarded) == (1, 1, 1)
+    assert counters.removed == 3

@@ -129,10 +129,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.jobs = [job for job in self.jobs if job.seq != seq]
         self.dead += [(evolve(job, attempts=attempts, error=error), failed_at) for job in found]
 
-    @rule(queue=_few, to=_few)
-    def adopt(self, queue: str, to: str) -> None:
-        adopted = self.run(lambda tables: tables.jobs.adopt(queue, to, "ns", "f"))
-        found = [job for job in self.jobs if job.queue == queue and job.function_id is None]
+    @rule(queue=_few, to=_few, limit=st.integers(0, 3))
+    def adopt(self, queue: str, to: str, limit: int) -> None:
+        adopted = self.run(lambda tables: tables.jobs.adopt(queue, to, "ns", "f", limit))
+        found = [job for job in self.jobs if job.queue == queue and job.function_id is None][:limit]
         assert adopted == [evolve(job, queue=to, namespace="ns", function_id="f") for job in found]
         changed = {job.seq: job for job in adopted}
         self.jobs = [changed.get(job.seq, job) for job in self.jobs]
@@ -262,7 +262,7 @@ class SqliteMachine(StoreMachine):
             submission(lambda tables: tables.jobs.append([new])),
             submission(lambda tables: tables.jobs.dead_letter(seq, 1, "lost", 1)),
             submission(lambda tables: tables.jobs.redrive("a", 10, 1)),
-            submission(lambda tables: tables.jobs.adopt("a", "b", "", "f")),
+            submission(lambda tables: tables.jobs.adopt("a", "b", "", "f", 10)),
             submission(lambda tables: tables.jobs.remember(Destination("lost", "", ""))),
             submission(break_down),
         ]

@@ -80,6 +80,13 @@ class Changed:
         assert entry is not None
         return entry
 
+    @property
+    def visible(self) -> bool:
+        """Whether anybody can see it: a seed behind a value that was set is nobody's business."""
+        if self.old is None or self.new is None:
+            return True
+        return (self.old.described(), self.old.value) != (self.new.described(), self.new.value)
+
     def __bool__(self) -> bool:
         return self.old != self.new
 

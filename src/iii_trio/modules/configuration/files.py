@@ -7,6 +7,7 @@ directory included, when it returns. A file that cannot be read is a file that c
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,8 @@ SUFFIX: Final = ".yaml"
 HISTORY: Final = ".history"
 _TEMPORARY: Final = ".tmp"
 _MODE: Final = 0o600  # values hold secrets
+_SPECIAL: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""What JSON writes as it is, and YAML takes for line breaks or for no text at all."""
 
 
 @frozen
@@ -163,7 +166,8 @@ def entry_text(entry: ConfigurationEntry) -> str:
             return text
     except (ConfigError, YAMLError, RecursionError):
         pass
-    return "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in document.items())
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in document.items()]
+    return _SPECIAL.sub(lambda found: f"\\u{ord(found[0]):04x}", "".join(lines))
 
 
 def plain(value: Any) -> Any:

@@ -230,6 +230,8 @@ class ConfigurationModule:
     # -- what happens by itself ---------------------------------------------------------------------------------------
 
     def _fire(self, core: Engine, firing: Firing, change: Changed) -> None:
+        if not change.visible:
+            return
         entry = change.entry
         values = [
             None if side is None else side.expanded(self.registry.environ).value for side in (change.old, change.new)

@@ -186,17 +186,17 @@ class Runner:
             timestamp = str(int(self.core.clock.wall()))
             headers = messages.request_headers(target, call, body, timestamp, metadata)
             try:
-                response = await destination.open(target.method, found, headers, endpoint.target, body)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                raise WireError(f"cannot connect to {where}: {cause(error)}", errors.HTTP_REQUEST_FAILED) from error
+                async with destination.open(target.method, found, headers, endpoint.target, body) as response:
+                    stage.text, stage.code = f"the answer of {where} did not end", errors.HTTP_RESPONSE_FAILED
+                    return await read_answer(response, self.reading)
             except FAILURES as error:
-                raise WireError(f"request to {where} failed: {cause(error)}", errors.HTTP_REQUEST_FAILED) from error
-            stage.text, stage.code = f"the answer of {where} did not end", errors.HTTP_RESPONSE_FAILED
-            try:
-                return await read_answer(response, self.reading)
-            except FAILURES as error:
-                text = f"the answer of {where} broke off: {cause(error)}"
-                raise WireError(text, errors.HTTP_RESPONSE_FAILED) from error
+                if stage.code == errors.HTTP_RESPONSE_FAILED:
+                    text = f"the answer of {where} broke off: {cause(error)}"
+                elif isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout):
+                    text = f"cannot connect to {where}: {cause(error)}"
+                else:
+                    text = f"request to {where} failed: {cause(error)}"
+                raise WireError(text, stage.code) from error
 
     async def _look_up(self, target: Target) -> tuple[str, ...]:
         """The checked addresses of the host. Where no rule asks for them, a lookup that fails is a failed connection."""
@@ -218,7 +218,7 @@ class Runner:
             refused=self._refused,
             running=self.peer.tasks,
             hosts=len(hosts),
-            connections=sum(len(host.pool.connections) for host in hosts),
+            connections=sum(host.connections for host in hosts),
             reading_bytes=self.reading.held,
             checks=self.checks.statistics().current_buffer_used,
         )

@@ -5,8 +5,8 @@ be here: cookies that one function's endpoint sets for another's, redirects, pro
 """
 
 import ssl
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -138,19 +138,30 @@ class Reading:
 
 
 @define(eq=False)
+class Link:
+    """One connection to one address of a host."""
+
+    address: str
+    http: httpcore.AsyncHTTPConnection
+
+
+@define(eq=False)
 class Destination:
     """One host and port: its connections, the calls that use them, and those that wait for one.
 
-    `held` are the bytes of their payloads, `good` is the address last connected to, `idle` ends it when nobody calls.
+    `held` are the bytes of their payloads, `good` is the address last connected to, `retiring` ends it when nobody calls.
+    (Its connections are kept here and not in a pool of httpcore, whose costs grow with the square of their number.)
     """
 
     endpoint: Endpoint
-    pool: httpcore.AsyncConnectionPool
+    tls: ssl.SSLContext
     calls: int = 0
     held: int = 0
     slots: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(HTTP_HOST_RUNNING))
     good: str | None = None
-    idle: Timer | None = None
+    retiring: Timer | None = None
+    used: int = 0
+    _idle: list[Link] = field(factory=list)
 
     @contextmanager
     def admit(self, size: int) -> Iterator[None]:
@@ -166,40 +177,81 @@ class Destination:
             self.calls -= 1
             self.held -= size
 
+    @property
+    def connections(self) -> int:
+        """How many are open or being opened."""
+        return self.used + len(self._idle)
+
+    @asynccontextmanager
     async def open(
         self, method: str, found: tuple[str, ...], headers: list[Header], target: bytes, body: bytes
-    ) -> httpcore.Response:
-        """Send a request to the first of the addresses that can be connected to; the response's head has come.
+    ) -> AsyncIterator[httpcore.Response]:
+        """Send a request to the first of the addresses that can be connected to; the response, of which the head has come.
 
-        Raises httpcore's `ConnectError` and `ConnectTimeout` when there is none: nothing has been sent then.
+        At the end of the block its connection is kept if everything was read, else closed. Raises httpcore's
+        `ConnectError` and `ConnectTimeout` when no address can be connected to: nothing has been sent then.
         """
-        scheme, host = self.endpoint.scheme.encode(), self.endpoint.host.rstrip(".")
+        scheme = self.endpoint.scheme.encode()
         ordered = sorted(found, key=lambda address: address != self.good)
-        for address in ordered:
-            limits = {} if address is ordered[-1] else {"connect": HTTP_CONNECT_S}
-            request = httpcore.Request(
-                method,
-                httpcore.URL(scheme=scheme, host=address, port=self.endpoint.port, target=target),
-                headers=headers,
-                content=body,
-                extensions={"sni_hostname": host, "timeout": limits},
-            )
-            try:
-                response = await self.pool.handle_async_request(request)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                if address is ordered[-1]:
-                    raise
-            else:
-                self.good = address
-                return response
-        raise httpcore.ConnectError(f"{host} has no address")
+        self.used += 1
+        try:
+            for address in ordered:
+                last = address is ordered[-1]
+                url = httpcore.URL(scheme=scheme, host=address, port=self.endpoint.port, target=target)
+                more = {
+                    "sni_hostname": self.endpoint.host.rstrip("."),
+                    "timeout": {} if last else {"connect": HTTP_CONNECT_S},
+                }
+                request = httpcore.Request(method, url, headers=headers, content=body, extensions=more)
+                link = await self._link(address, url.origin)
+                try:
+                    response = await link.http.handle_async_request(request)
+                    self.good = address
+                    try:
+                        yield response
+                    finally:
+                        with trio.CancelScope(deadline=trio.current_time() + CLOSE_S, shield=True):
+                            await response.aclose()
+                    return
+                except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                    if last:
+                        raise
+                finally:
+                    await self._give_back(link)
+        finally:
+            self.used -= 1
+
+    async def _give_back(self, link: Link) -> None:
+        """Keep a connection that can be used again, and close any other, in whatever state it was left."""
+        if link.http.is_idle() and not link.http.is_closed() and len(self._idle) < HTTP_HOST_RUNNING:
+            self._idle.append(link)
+            return
+        with trio.CancelScope(deadline=trio.current_time() + CLOSE_S, shield=True):
+            await link.http.aclose()
+
+    async def _link(self, address: str, origin: httpcore.Origin) -> Link:
+        """The connection that was used last, or a new one; the one that was not used for longest is closed in time."""
+        if self._idle and self._idle[0].http.has_expired():
+            await self._idle.pop(0).http.aclose()
+        for place in reversed(range(len(self._idle))):
+            if self._idle[place].address == address:
+                link = self._idle.pop(place)
+                if not link.http.has_expired():
+                    return link
+                await link.http.aclose()
+        http = httpcore.AsyncHTTPConnection(
+            origin, ssl_context=self.tls, keepalive_expiry=HTTP_IDLE_S, network_backend=PinnedBackend()
+        )
+        return Link(address, http)
+
+    async def aclose(self) -> None:
+        """Close what is idle."""
+        while self._idle:
+            await self._idle.pop().http.aclose()
 
 
 async def read_answer(response: httpcore.Response, reading: Reading) -> Answer:
-    """The whole response. Raises httpcore's errors when it breaks off, `WireError` when it is too large.
-
-    However this ends, the connection is given back, or closed if there was more to read.
-    """
+    """The whole response. Raises httpcore's errors when it breaks off, `WireError` when it is too large."""
     stream = response.extensions["network_stream"]
     chunks: list[bytes] = []
     size, refusal = 0, None
@@ -216,8 +268,6 @@ async def read_answer(response: httpcore.Response, reading: Reading) -> Answer:
         assert refusal is not None
     finally:
         reading.held -= size
-        with trio.CancelScope(deadline=trio.current_time() + CLOSE_S, shield=True):
-            await response.aclose()
     if refusal is not None:
         raise refusal
     return Answer(response.status, response.extensions.get("reason_phrase", b""), b"".join(chunks))
@@ -238,36 +288,29 @@ class Destinations:
         key = (endpoint.scheme, endpoint.host, endpoint.port)
         destination = self._open.get(key)
         if destination is None:
-            pool = httpcore.AsyncConnectionPool(
-                ssl_context=self.tls,
-                max_connections=HTTP_HOST_RUNNING,
-                max_keepalive_connections=HTTP_HOST_RUNNING,
-                keepalive_expiry=HTTP_IDLE_S,
-                network_backend=PinnedBackend(),
-            )
-            destination = self._open[key] = Destination(endpoint, pool)
-        if destination.idle is not None:
-            destination.idle.cancel()
-            destination.idle = None
+            destination = self._open[key] = Destination(endpoint, self.tls)
+        if destination.retiring is not None:
+            destination.retiring.cancel()
+            destination.retiring = None
         with destination.admit(size):
             try:
                 yield destination
             finally:
                 if destination.calls == 1:
-                    destination.idle = self.deadlines.after(HTTP_IDLE_S, partial(self._retire, key))
+                    destination.retiring = self.deadlines.after(HTTP_IDLE_S, partial(self._retire, key))
 
     def _retire(self, key: Key) -> None:
         destination = self._open.pop(key)
-        self.nursery.start_soon(destination.pool.aclose, name=f"close idle connections to {destination.endpoint.host}")
+        self.nursery.start_soon(destination.aclose, name=f"close idle connections to {destination.endpoint.host}")
 
     async def aclose(self) -> None:
         """Close everything, within `CLOSE_S` seconds, also when cancelled."""
         with trio.CancelScope(deadline=trio.current_time() + CLOSE_S, shield=True):
             async with trio.open_nursery() as closing:
                 for destination in self._open.values():
-                    if destination.idle is not None:
-                        destination.idle.cancel()
-                    closing.start_soon(destination.pool.aclose, name=f"close {destination.endpoint.host}")
+                    if destination.retiring is not None:
+                        destination.retiring.cancel()
+                    closing.start_soon(destination.aclose, name=f"close {destination.endpoint.host}")
         self._open.clear()
 
     def __iter__(self) -> Iterator[Destination]:

@@ -135,19 +135,52 @@ class UrlRules:
 
 
 @define(eq=False)
+class Lookup:
+    """One question to the resolver, under way. Who comes while it is shares the answer, if there is one in the end."""
+
+    done: trio.Event = field(factory=trio.Event)
+    found: list[str] | None = None
+    error: OSError | None = None
+
+
+@define(eq=False)
 class SystemResolver:
-    """The resolver of the operating system, in threads of its own: one that hangs takes no thread from anybody else."""
+    """The resolver of the operating system, in threads of its own.
+
+    One that hangs takes no thread from anybody else, and one host that cannot be looked up takes one thread at a time.
+    """
 
     _threads: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(HTTP_LOOKUPS), init=False)
+    _lookups: dict[tuple[str, int], Lookup] = field(factory=dict, init=False)
 
     async def __call__(self, host: str, port: int) -> list[str]:
         """See `Resolve`. Cancelled, it leaves its thread to finish alone."""
+        key = host, port
+        while True:
+            lookup = self._lookups.get(key)
+            if lookup is None:
+                lookup = self._lookups[key] = Lookup()
+                try:
+                    lookup.found = await trio.to_thread.run_sync(
+                        look_up, host, port, abandon_on_cancel=True, limiter=self._threads
+                    )
+                except OSError as error:
+                    lookup.error = error
+                finally:
+                    del self._lookups[key]
+                    lookup.done.set()
+            else:
+                await lookup.done.wait()
+            if lookup.error is not None:
+                raise type(lookup.error)(*lookup.error.args) from None
+            if lookup.found is not None:
+                return lookup.found
 
-        def look_up() -> list[str]:
-            try:
-                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            except UnicodeError as error:
-                raise OSError(f"{host!r} is no host name: {error}") from None
-            return [str(address[0]) for *_, address in found]
 
-        return await trio.to_thread.run_sync(look_up, abandon_on_cancel=True, limiter=self._threads)
+def look_up(host: str, port: int) -> list[str]:
+    """The IP addresses of a host, by the operating system. Blocks; raises `OSError`."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise OSError(f"{host!r} is no host name: {error}") from None
+    return [str(address[0]) for *_, address in found]

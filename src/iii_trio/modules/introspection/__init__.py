@@ -2,6 +2,14 @@
 
 from .availability import Availability, AvailabilityStatistics
 from .functions import IntrospectionModule, IntrospectionStatistics
+from .metrics import TelemetryStatistics
 from .tasks import task_tree
 
-__all__ = ["Availability", "AvailabilityStatistics", "IntrospectionModule", "IntrospectionStatistics", "task_tree"]
+__all__ = [
+    "Availability",
+    "AvailabilityStatistics",
+    "IntrospectionModule",
+    "IntrospectionStatistics",
+    "TelemetryStatistics",
+    "task_tree",
+]

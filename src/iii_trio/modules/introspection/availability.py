@@ -31,6 +31,8 @@ WORKERS_AVAILABLE: Final = "engine::workers-available"
 
 COALESCE_S: Final = 0.24
 """A timer may be 10 ms late: a change is told within a quarter of a second."""
+TOLD_S: Final = 10.0
+"""How long (s) a subscriber may take to answer; then it is told of what has changed meanwhile."""
 _ANY_CONFIG: Final = object_schema("AvailabilityTriggerConfig", {})
 
 _WORKER_EVENTS: Final[dict[type[Event], str]] = {

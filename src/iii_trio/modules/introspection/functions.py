@@ -33,7 +33,7 @@ from ...protocol import Json, errors
 from ...protocol.errors import WireError
 from ..inputs import Fields, call_fields, object_schema
 from . import details, rows, sight
-from .availability import Availability, AvailabilityStatistics
+from .availability import TOLD_S, Availability, AvailabilityStatistics
 from .metrics import Telemetry, TelemetryStatistics
 from .rows import Row
 from .tasks import task_tree
@@ -96,7 +96,7 @@ class IntrospectionModule:
         async with open_local(core, rows.MODULE_NAME) as peer:
             telemetry = self._telemetry = Telemetry(core)
             self._register(core, peer, telemetry)
-            self._availability = Availability(core, Firing(peer))
+            self._availability = Availability(core, Firing(peer, handler_timeout_s=TOLD_S))
             close = self._availability.open(peer), telemetry.open()
             task_status.started()
             try:

@@ -24,7 +24,20 @@ from ...protocol.errors import StoreError
 from ...protocol.limits import CONDITION_S
 from ...stores.interfaces import Done, Job
 from ...stores.interfaces import Failed as NotWritten
-from .machine import Acknowledge, Bury, Ending, Failed, Interrupted, Item, Missing, Persist, Refused, Retry, Succeeded
+from .machine import (
+    Acknowledge,
+    Bury,
+    Ending,
+    Failed,
+    Interrupted,
+    Item,
+    Missing,
+    Persist,
+    Policy,
+    Refused,
+    Retry,
+    Succeeded,
+)
 from .names import Kind
 
 if TYPE_CHECKING:
@@ -47,14 +60,13 @@ _INTERRUPTIONS: Final = frozenset({errors.ENGINE_DRAINING, errors.INVOCATION_STO
 class Share:
     """Slots of a queue and how they are used: a named queue has one share, a destination one for every live trigger.
 
-    `max_attempts` counts deliveries; `timeout_s` is the deadline of one. `condition` and `metadata` are the trigger's.
+    `policy` has the slots and how attempts are counted and spaced; `timeout_s` is the deadline of one delivery, and
+    `delay_ms` what a new message waits before its first. `condition` and `metadata` are the trigger's.
     """
 
-    concurrency: int
-    fifo: bool
-    max_attempts: int
-    backoff_ms: int
+    policy: Policy
     timeout_s: float
+    delay_ms: int = 0
     condition: str | None = None
     metadata: Json = ABSENT
     running: int = field(default=0, init=False, eq=False)
@@ -176,7 +188,8 @@ class Attempt:
         if self.queue.core.draining and error.code in _INTERRUPTIONS:
             self._ended(Interrupted())
         else:
-            text = f"{prefix}{error}"[:ERROR_CHARS]
+            trace = f"\n{error.stacktrace}" if error.stacktrace else ""
+            text = f"{prefix}{error}{trace}"[:ERROR_CHARS]
             self._ended(Failed(text.encode(errors="replace").decode()))  # a store takes Unicode only
 
     def _ended(self, ending: Ending) -> None:

@@ -12,6 +12,7 @@ taken out of the configuration) ends its nursery when its last delivery has ende
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -20,12 +21,14 @@ from attrs import define, evolve, field, frozen
 from ...engine import Engine, LocalPeer
 from ...protocol import limits
 from ...protocol.errors import StoreError
-from ...stores.interfaces import Job, JobLog, StoreFull
+from ...stores.interfaces import Heading, Job, JobLog, StoreFull
 from ...stores.waiting import WaitingJobLog
 from .delivery import Attempt, Share
 from .machine import (
     BACKOFF_CEILING_MS,
+    Bury,
     Ending,
+    Entry,
     Item,
     Missing,
     Persist,
@@ -43,16 +46,25 @@ log = logging.getLogger(__name__)
 
 SHELF_BYTES: Final = limits.QUEUE_SHELF
 JOB_OVERHEAD: Final = 1_024
+PAUSED: Final = "paused"
+DRAINING: Final = "draining"
+ADOPTING: Final = "adopting"
+"""Reasons to begin nothing: somebody's decision, the engine stops, older messages are still on their way."""
+
 WRITE_AGAIN_S: Final = 1.0
 """Pause before a verdict that did not reach the disk is written again."""
 
 
 @define(eq=False)
 class Shelf:
-    """Messages of all queues kept in memory between log and delivery, up to `limit` bytes; the rest is read back."""
+    """Messages of all queues kept in memory between log and delivery, up to `limit` bytes; the rest is read back.
+
+    `messages` counts the live messages of all queues, kept here or not.
+    """
 
     limit: int = SHELF_BYTES
     size: int = field(default=0, init=False)
+    messages: int = field(default=0, init=False)
     _jobs: dict[int, Job] = field(factory=dict, init=False)
 
     def put(self, job: Job) -> None:
@@ -68,6 +80,7 @@ class Shelf:
 
     def drop(self, seq: int) -> None:
         """The message has ended."""
+        self.messages -= 1
         job = self._jobs.pop(seq, None)
         if job is not None:
             self.size -= len(job.payload) + JOB_OVERHEAD
@@ -75,12 +88,19 @@ class Shelf:
 
 @frozen
 class QueueStatistics:
-    """One queue: `shares` are its live triggers (1 for a configured named queue), `consumers` its tasks."""
+    """One queue: `shares` are its live triggers (1 for a configured named queue), `consumers` its tasks.
+
+    `policy` is how it treats its messages now, `paused` whether somebody has stopped it, `remembered` whether it is a
+    destination that gets its copies whether or not its worker is there.
+    """
 
     key: QueueKey
     counts: QueueCounts
+    policy: Policy
     shares: int
     consumers: int
+    paused: bool
+    remembered: bool
 
 
 @define(eq=False, kw_only=True)
@@ -88,6 +108,7 @@ class ActiveQueue:
     """One queue: its machine, its shares, and while it has any, its nursery in `nursery`.
 
     `remembered`: a destination that gets a copy of everything published to its topic, also while it has no share.
+    `arriving`: messages on their way into the log. `on_buried` is called after a message has become a dead letter.
     """
 
     key: QueueKey
@@ -96,15 +117,20 @@ class ActiveQueue:
     log: JobLog
     shelf: Shelf
     nursery: trio.Nursery
+    on_buried: Callable[["ActiveQueue"], None]
     remembered: bool = False
+    arriving: int = 0
     machine: QueueMachine = field(init=False)
     shares: dict[str, Share] = field(factory=dict, init=False)
+    _holds: set[str] = field(factory=set, init=False)
     _serving: bool = field(default=False, init=False)
     _consumers: int = field(default=0, init=False)
     _wake: trio.Event = field(factory=trio.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.machine = QueueMachine(self._available, paused=self.core.draining)
+        self.machine = QueueMachine(self._available)
+        if self.core.draining:
+            self.hold(DRAINING)
 
     def _available(self, target: Target) -> bool:
         return self.core.functions.get(*target) is not None
@@ -125,21 +151,30 @@ class ActiveQueue:
         self.shares.pop(share_id, None)
         self._configure()
 
-    def take_in(self, job: Job, *, deliveries: int = 0) -> None:
+    def take_in(self, job: Job | Heading, *, deliveries: int = 0) -> None:
         """A message stands in the log. `deliveries` of 1 or more: it may have been delivered before."""
         now = self.core.clock.now()
-        # a wall clock that was set back must not hold a message longer than any backoff would
-        delay_ms = min(job.due_at_ms - self.core.clock.wall_ms(), BACKOFF_CEILING_MS)
+        # a wall clock that was set back must not hold a message longer than it was ever meant to wait
+        longest_ms = BACKOFF_CEILING_MS if job.attempts else max(0, job.due_at_ms - job.created_at_ms)
+        delay_ms = min(job.due_at_ms - self.core.clock.wall_ms(), longest_ms)
         self.machine.add(
             job.seq,
             (job.namespace, job.function_id or ""),
             job.group_id or "",
+            priority=job.priority,
             now=now,
             due=now + delay_ms / 1000 if delay_ms > 0 else 0.0,
             attempts=job.attempts,
             deliveries=deliveries,
         )
-        self.shelf.put(job)
+        self.shelf.messages += 1
+        if isinstance(job, Job):
+            self.shelf.put(job)
+        self._wake.set()
+
+    def put_back(self, taken: Sequence[tuple[int, Entry]]) -> None:
+        """What was taken out of the machine was not removed from the log."""
+        self.machine.put_back(taken)
         self._wake.set()
 
     def revive(self, job: Job) -> None:
@@ -152,9 +187,20 @@ class ActiveQueue:
         if self.machine.appeared(target):
             self._wake.set()
 
-    def pause(self) -> None:
-        """The engine drains: begin nothing any more."""
-        self.machine.pause()
+    def hold(self, reason: str) -> None:
+        """Begin nothing any more, until `release` of the same reason; what is in flight may end."""
+        self._holds.add(reason)
+        self.machine.paused = True
+
+    def release(self, reason: str) -> None:
+        """Go on, unless there is another reason to wait."""
+        self._holds.discard(reason)
+        self.machine.paused = bool(self._holds)
+        self._wake.set()
+
+    def is_held(self, reason: str) -> bool:
+        """Whether it waits for that reason, be it among others."""
+        return reason in self._holds
 
     def finished(self, item: Item, ending: Ending) -> Persist | None:
         """A delivery has ended; what is returned must be written down before `settled`."""
@@ -169,27 +215,34 @@ class ActiveQueue:
         if not isinstance(verdict, Retry):
             self.shelf.drop(item.seq)
         self._wake.set()
+        if isinstance(verdict, Bury):
+            self.on_buried(self)
+
+    @property
+    def length(self) -> int:
+        """Live messages, those on their way into the log included."""
+        return self.machine.live + self.arriving
 
     @property
     def empty(self) -> bool:
         """True when neither live messages nor dead letters are left."""
-        return not self.machine.live and not self.machine.dead
+        return not self.length and not self.machine.dead
 
     def _configure(self) -> None:
         policy = self.machine.policy
         if self.shares:
             *_, newest = self.shares.values()
-            fifo = any(share.fifo for share in self.shares.values())
-            concurrency = sum(share.concurrency for share in self.shares.values())
-            policy = Policy(fifo, concurrency, newest.max_attempts, newest.backoff_ms)
+            fifo = any(share.policy.fifo for share in self.shares.values())
+            concurrency = sum(share.policy.concurrency for share in self.shares.values())
+            policy = evolve(newest.policy, fifo=fifo, concurrency=concurrency)
         else:
             policy = evolve(policy, concurrency=0)
         self.machine.configure(policy)
         self._wake.set()
 
     def _least_loaded(self) -> Share | None:
-        free = [share for share in self.shares.values() if share.running < share.concurrency]
-        return min(free, key=lambda share: share.running / share.concurrency, default=None)
+        free = [share for share in self.shares.values() if share.running < share.policy.concurrency]
+        return min(free, key=lambda share: share.running / share.policy.concurrency, default=None)
 
     # -- its tasks ----------------------------------------------------------------------------------------------------
 
@@ -258,4 +311,12 @@ class ActiveQueue:
 
     def statistics(self) -> QueueStatistics:
         """A frozen picture of this queue."""
-        return QueueStatistics(self.key, self.machine.statistics(), len(self.shares), self._consumers)
+        return QueueStatistics(
+            key=self.key,
+            counts=self.machine.statistics(),
+            policy=self.machine.policy,
+            shares=len(self.shares),
+            consumers=self._consumers,
+            paused=self.is_held(PAUSED),
+            remembered=self.remembered,
+        )

@@ -1,4 +1,4 @@
-"""The queue's functions on the wire: enqueue, publish, redrive and inspection (spec/queue.md §2.5, §6).
+"""The queue's functions on the wire for those who send and for those who look: enqueue, publish, lists (§2.5, §6).
 
 Nothing is answered before the log has said that it stands on disk: whatever writes answers from the log's callback.
 """
@@ -13,22 +13,22 @@ from ...engine.local import InlineHandler
 from ...protocol import NULL, Json, codec, errors, limits
 from ...protocol.errors import StoreError, WireError
 from ...stores import DeadLetter, Failed, Job, OnDone, Result
-from .dispatch import ActiveQueue
+from .dispatch import ActiveQueue, QueueStatistics
+from .machine import HIGHEST_PRIORITY
+from .messages import LONGEST_DELAY_MS, Message
 from .names import Kind
-from .queues import Message, Queues
+from .queues import Queues
 from .requests import Request
 
 T = TypeVar("T")
 
 ENQUEUE: Final = "engine::queue::enqueue"
 PUBLISH: Final = "iii::durable::publish"
-REDRIVE: Final = "iii::queue::redrive"
-REDRIVE_ONE: Final = "iii::queue::redrive_message"
-DISCARD_ONE: Final = "iii::queue::discard_message"
 LIST_TOPICS: Final = "engine::queue::list_topics"
 TOPIC_STATS: Final = "engine::queue::topic_stats"
 DLQ_TOPICS: Final = "engine::queue::dlq_topics"
 DLQ_MESSAGES: Final = "engine::queue::dlq_messages"
+STATS: Final = "engine::queue::stats"
 
 DLQ_LIMIT: Final = 50
 DLQ_LARGEST: Final = limits.QUEUE_DLQ_PAGE
@@ -38,21 +38,20 @@ NAMED_BROKER: Final = "function_queue"
 TOPIC_BROKER: Final = "builtin"
 
 
-def _object(required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
+def object_of(required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(required)}
 
 
-_STRING: Final = {"type": "string"}
-_COUNT: Final = {"type": "integer", "minimum": 0}
+STRING: Final = {"type": "string"}
+COUNT: Final = {"type": "integer", "minimum": 0}
 
 
 def register(peer: LocalPeer, queues: Queues) -> None:
     """Serve every function of the queue, the aliases of earlier generations included."""
     functions = QueueFunctions(queues)
-    queue = _object(("queue",), queue=_STRING)
-    one = _object(("queue", "message_id"), queue=_STRING, message_id=_STRING)
-    topic = _object(("topic",), topic=_STRING)
-    published = _object(("topic", "data"), topic=_STRING, data={})
+    topic = object_of(("topic",), topic=STRING)
+    options = {"delay_ms": COUNT, "priority": COUNT, "deduplication_key": STRING}
+    published = object_of(("topic", "data"), topic=STRING, data={}, **options)
     internal = {"internal": True}
 
     def add(
@@ -66,17 +65,20 @@ def register(peer: LocalPeer, queues: Queues) -> None:
     add(
         "emit", functions.publish("emit", data_optional=True), "Earliest name of iii::durable::publish", topic, internal
     )
-    add(REDRIVE, functions.redrive, "Return all dead letters of a queue or topic to it", queue)
-    add(REDRIVE_ONE, functions.redrive_one, "Return one dead letter to its queue", one)
-    add(DISCARD_ONE, functions.discard_one, "Drop one dead letter", one)
     add(LIST_TOPICS, functions.list_topics, "List named queues and topics that have subscribers")
     add(TOPIC_STATS, functions.topic_stats, "Depth, consumers and dead letters of a queue or topic", topic)
     add(DLQ_TOPICS, functions.dlq_topics, "Count the dead letters of every queue and topic")
-    browse = _object(("topic",), topic=_STRING, offset=_COUNT, limit=_COUNT)
+    browse = object_of(("topic",), topic=STRING, offset=COUNT, limit=COUNT)
+    add(
+        STATS,
+        functions.stats,
+        "Numbers and settings of every queue and subscriber, or of one name",
+        object_of((), queue=STRING),
+    )
     add(DLQ_MESSAGES, functions.dlq_messages, "Browse the dead letters of a queue or topic, newest first", browse)
 
 
-def _later(call: Call, answer: Callable[[T], Json | None], refused: Callable[[StoreError], WireError]) -> OnDone[T]:
+def later(call: Call, answer: Callable[[T], Json | None], refused: Callable[[StoreError], WireError]) -> OnDone[T]:
     """A callback for the log that answers `call`; an `answer` of None is an answer without a value."""
 
     def on_done(result: Result[T]) -> None:
@@ -98,7 +100,11 @@ class QueueFunctions:
     # -- messages in --------------------------------------------------------------------------------------------------
 
     def enqueue(self, call: Call, data: Json) -> Later:
-        """`engine::queue::enqueue`: §2.5 in, `{"messageReceiptId"}` out once the message is on disk."""
+        """`engine::queue::enqueue`: §2.5 in, `{"messageReceiptId"}` out once the message is on disk.
+
+        `delay_ms`, `priority` (0 to 255) and `deduplication_key` may come too; a repetition is answered with a receipt
+        and `"deduplicated": true`, and not stored.
+        """
         request = Request.read(ENQUEUE, data)
         queue = request.text("queue")
         function_id = request.text("function_id")
@@ -107,19 +113,21 @@ class QueueFunctions:
             if not value:
                 raise WireError(f"{name} is required", errors.ENQUEUE_ERROR)
         target = (request.optional_text("namespace") or DEFAULT_NAMESPACE, function_id)
-        message = Message(
+        message = _message(
+            request,
             request.payload("data"),
-            request.optional_text("traceparent") or None,
-            request.optional_text("baggage") or None,
+            request.optional_text("traceparent"),
+            request.optional_text("baggage"),
         )
 
-        def answer(_: list[Job]) -> Json:
-            return Json.of({"messageReceiptId": receipt})
+        def answer(stored: list[Job]) -> Json:
+            repetition = {} if stored else {"deduplicated": True}
+            return Json.of({"messageReceiptId": receipt, **repetition})
 
         def refused(error: StoreError) -> WireError:
             return WireError(f"enqueue to '{queue}' failed: {error}", errors.ENQUEUE_ERROR)
 
-        self.queues.enqueue(queue, target, message, receipt, _later(call, answer, refused))
+        self.queues.enqueue(queue, target, message, receipt, later(call, answer, refused))
         return LATER
 
     def publish(self, function_id: str, *, data_optional: bool = False) -> InlineHandler:
@@ -127,75 +135,19 @@ class QueueFunctions:
 
         def handler(call: Call, data: Json) -> Later:
             request = Request.read(function_id, data)
-            topic = request.text("topic")
-            payload = NULL if data_optional and "data" not in request.fields else request.payload("data")
+            topic = request.either_text("topic", "queue")
+            payload = request.payload_or_null("data") if data_optional else request.payload("data")
             if not topic:
                 raise WireError("Topic is not set", "topic_not_set")
-            message = Message(payload, call.traceparent or None, call.baggage or None)
+            message = _message(request, payload, call.traceparent, call.baggage)
 
             def refused(error: StoreError) -> WireError:
                 return WireError(f"Failed to publish to topic '{topic}': {error}", "publish_failed")
 
-            self.queues.publish(topic, message, _later(call, lambda _: None, refused))
+            self.queues.publish(topic, message, later(call, lambda _: None, refused))
             return LATER
 
         return handler
-
-    # -- dead letters -------------------------------------------------------------------------------------------------
-
-    def redrive(self, call: Call, data: Json) -> Later:
-        """`iii::queue::redrive`: `{"queue"}` in, `{"queue","redriven"}` out."""
-        queue = self._queue_name(Request.read(REDRIVE, data))
-
-        def answer(count: int) -> Json:
-            return Json.of({"queue": queue, "redriven": count})
-
-        def refused(error: StoreError) -> WireError:
-            return WireError(f"Failed to redrive DLQ for queue '{queue}': {error}", "redrive_failed")
-
-        self.queues.redrive(queue, _later(call, answer, refused))
-        return LATER
-
-    def redrive_one(self, call: Call, data: Json) -> Later:
-        """`iii::queue::redrive_message`: `{"queue","message_id"}` in, the same and `redriven` (1 or 0) out."""
-
-        def refused(queue: str, message_id: str, error: StoreError) -> WireError:
-            text = f"Failed to redrive DLQ message '{message_id}' for queue '{queue}': {error}"
-            return WireError(text, "redrive_message_failed")
-
-        return self._one(call, Request.read(REDRIVE_ONE, data), self.queues.redrive_one, refused)
-
-    def discard_one(self, call: Call, data: Json) -> Later:
-        """`iii::queue::discard_message`: as `redrive_message`; 1 means discarded."""
-
-        def refused(_queue: str, _message_id: str, error: StoreError) -> WireError:
-            return WireError(f"Failed to discard DLQ message: {error}", "discard_message_failed")
-
-        return self._one(call, Request.read(DISCARD_ONE, data), self.queues.discard_one, refused)
-
-    def _one(
-        self,
-        call: Call,
-        request: Request,
-        operation: Callable[[str, str, OnDone[int]], None],
-        refused: Callable[[str, str, StoreError], WireError],
-    ) -> Later:
-        message_id = request.text("message_id")
-        queue = self._queue_name(request)
-        if not message_id:
-            raise WireError("Message ID is required", "message_id_not_set")
-
-        def answer(count: int) -> Json:
-            return Json.of({"queue": queue, "message_id": message_id, "redriven": count})
-
-        operation(queue, message_id, _later(call, answer, lambda error: refused(queue, message_id, error)))
-        return LATER
-
-    def _queue_name(self, request: Request) -> str:
-        queue = request.either_text("queue", "topic")
-        if not queue:
-            raise WireError("Queue name is required", "queue_not_set")
-        return queue
 
     # -- inspection ---------------------------------------------------------------------------------------------------
 
@@ -231,6 +183,19 @@ class QueueFunctions:
             )
         )
 
+    def stats(self, _call: Call, data: Json) -> Outcome:
+        """`engine::queue::stats`: one object for every named queue and every subscriber of a topic, sorted by name.
+
+        With `{"queue"}` (or `{"topic"}`) those of that name only. Numbers count messages; `acknowledged` and `failures`
+        since the engine started. A subscriber with `subscribers` 0 is away, and gets its copies if `remembered`.
+        """
+        request = Request.read(STATS, Json(b"{}") if data.or_null() == NULL else data)
+        given = any(name in request.fields for name in ("queue", "topic"))
+        name = request.either_text("queue", "topic") if given else None
+        queues = self.queues.all() if name is None else self.queues.resolve(name)
+        rows = sorted((queue.statistics() for queue in queues), key=lambda row: row.key.text)
+        return Outcome(Json.of([_row(row) for row in rows]))
+
     def dlq_topics(self, _call: Call, _data: Json) -> Outcome:
         """`engine::queue::dlq_topics`: `[{"topic","broker_type","message_count"}]`, zeros included, sorted by name."""
 
@@ -257,7 +222,7 @@ class QueueFunctions:
             return WireError(f"Failed to browse DLQ messages: {error}", "dlq_messages_failed")
 
         names = [queue.key.text for queue in queues]
-        self.queues.log.dead_letters(names, offset, min(limit, DLQ_LARGEST), _later(call, answer, refused))
+        self.queues.log.dead_letters(names, offset, min(limit, DLQ_LARGEST), later(call, answer, refused))
         return LATER
 
     def _topic_name(self, request: Request) -> str:
@@ -265,6 +230,41 @@ class QueueFunctions:
         if not topic:
             raise WireError("topic is required", "topic_required")
         return topic
+
+
+def _message(request: Request, payload: Json, traceparent: str | None, baggage: str | None) -> Message:
+    return Message(
+        payload,
+        traceparent or None,
+        baggage or None,
+        request.optional_count("delay_ms", LONGEST_DELAY_MS),
+        request.optional_count("priority", HIGHEST_PRIORITY),
+        request.optional_text("deduplication_key") or None,
+    )
+
+
+def _row(row: QueueStatistics) -> dict[str, Any]:
+    named = row.key.kind is Kind.NAMED
+    whose = {} if named else {"namespace": row.key.namespace, "function_id": row.key.function_id}
+    counts, policy = row.counts, row.policy
+    return {
+        "kind": "queue" if named else "topic",
+        "name": row.key.name,
+        **whose,
+        "type": "fifo" if policy.fifo else "standard",
+        "concurrency": policy.concurrency,
+        "paused": row.paused,
+        "subscribers": row.shares,
+        "remembered": named or row.remembered,
+        "waiting": counts.waiting,
+        "held": counts.held,
+        "delayed": counts.delayed,
+        "in_flight": counts.in_flight,
+        "dead": counts.dead,
+        "lanes": counts.lanes,
+        "acknowledged": counts.acknowledged,
+        "failures": counts.failures,
+    }
 
 
 def _dead_letter(letter: DeadLetter) -> bytes:

@@ -7,7 +7,8 @@ from ...config import Live, QueueModuleSettings
 from ...engine import Engine, open_local
 from ...engine.events import Event, FunctionsChanged
 from ...stores import JobLog
-from . import functions
+from . import functions, management
+from .operations import Operations
 from .queues import Queues, QueuesStatistics
 from .subscriptions import CONFIG_FORMAT, DESCRIPTION, TRIGGER_TYPE, Subscriptions
 
@@ -38,13 +39,15 @@ class QueueModule:
 
             endings = [
                 core.events.tap(on_event),
-                core.on_drain(queues.pause),
-                self.settings.subscribe(lambda _old, _new: queues.apply()),
+                core.on_drain(queues.drain),
+                self.settings.subscribe(queues.changed),
+                queues.close,
             ]
             try:
                 await queues.load()
                 self._queues = queues
                 functions.register(peer, queues)
+                management.register(peer, Operations(queues))
                 peer.provide(TRIGGER_TYPE, Subscriptions(queues), description=DESCRIPTION, config_format=CONFIG_FORMAT)
                 task_status.started()
                 await trio.sleep_forever()

@@ -8,7 +8,8 @@ waits for it or not.
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import trio
@@ -16,19 +17,30 @@ from attrs import define, field, frozen
 
 from ...config import Live, QueueModuleSettings, QueueSettings
 from ...engine import DEFAULT_NAMESPACE, Engine, LocalPeer
-from ...protocol import Json, codec, errors
-from ...protocol.errors import ProtocolError, WireError
-from ...stores import Done, Failed, Job, JobLog, NewJob, OnDone, Result, WaitingJobLog
+from ...protocol import errors
+from ...protocol.errors import WireError
+from ...protocol.limits import QUEUE_MESSAGES
+from ...stores import Done, Failed, Job, JobLog, NewJob, Once, OnDone, Result, WaitingJobLog
+from .definitions import Definitions
 from .delivery import Share
-from .dispatch import ActiveQueue, QueueStatistics, Shelf
-from .machine import BACKOFF_CEILING_MS, Target
+from .dispatch import ADOPTING, DRAINING, PAUSED, ActiveQueue, QueueStatistics, Shelf
+from .machine import BACKOFF_CEILING_MS, Policy, Target
+from .messages import DEDUPLICATION_WINDOW_MS, Message, reading
 from .names import Kind, QueueKey
-from .requests import members
+from .retention import Retention, Rule
 
 log = logging.getLogger(__name__)
 
 PAGE: Final = 256
-"""Messages per operation on the log, when all of them are read or redriven."""
+"""Messages per operation on the log, when many of them are moved."""
+
+HEADINGS: Final = 1_000
+"""Messages per operation on the log, when all of them are counted in at the start."""
+
+PAUSED_NOTE: Final = "paused"
+"""The kind of note that keeps a queue paused over restarts; its name is `pause_name`."""
+
+QUEUE_FULL: Final = "queue_full"
 
 _CONFIGURED: Final = "configuration"
 """The id of a named queue's share."""
@@ -43,33 +55,21 @@ class QueuesStatistics:
     shelf_bytes: int
 
 
-@frozen
-class Message:
-    """What somebody wants delivered: the payload, and the trace context that goes with it."""
-
-    data: Json
-    traceparent: str | None = None
-    baggage: str | None = None
-
-
-def group_of(queue: str, settings: QueueSettings, data: Json) -> str | None:
-    """The message group of a payload, None in a standard queue. Raises `WireError` (spec/queue.md §2.4)."""
-    if settings.type != "fifo":
-        return None
-    name = settings.message_group_field
-    if name is None:
-        text = f"FIFO queue '{queue}' requires 'message_group_field' to be configured"
-        raise WireError(text, errors.ENQUEUE_ERROR)
-    raw = (members(data.raw) or {}).get(name)
-    if raw is None:
-        text = f"FIFO queue '{queue}' requires field '{name}' in data, but it was not found"
-        raise WireError(text, errors.ENQUEUE_ERROR)
-    if bytes(raw) == b"null":
-        raise WireError(f"FIFO queue '{queue}': field '{name}' must not be null", errors.ENQUEUE_ERROR)
-    try:
-        return codec.canonical_text(codec.decode_value(bytes(raw))).decode()
-    except ProtocolError:
-        return bytes(raw).decode(errors="replace")  # a number beyond all bounds: its text is as good a name
+def share_of(config: QueueSettings) -> Share:
+    """What the settings of a named queue mean."""
+    return Share(
+        Policy(
+            concurrency=config.concurrency,
+            fifo=config.type == "fifo",
+            max_attempts=max(1, config.max_retries),
+            backoff_ms=config.backoff_ms,
+            backoff_max_ms=BACKOFF_CEILING_MS if config.backoff_max_ms is None else config.backoff_max_ms,
+            backoff_fixed=config.backoff_type == "fixed",
+            jitter=config.backoff_jitter or 0.0,
+        ),
+        timeout_s=config.timeout_ms / 1000,
+        delay_ms=config.delay_ms or 0,
+    )
 
 
 @define(eq=False, kw_only=True)
@@ -82,10 +82,18 @@ class Queues:
     settings: Live[QueueModuleSettings]
     nursery: trio.Nursery
     shelf: Shelf = field(factory=Shelf)
+    definitions: Definitions = field(init=False)
+    retention: Retention = field(init=False)
     _queues: dict[QueueKey, ActiveQueue] = field(factory=dict, init=False)
     _topics: dict[str, dict[Target, ActiveQueue]] = field(factory=dict, init=False)
     _subscribed: dict[str, ActiveQueue] = field(factory=dict, init=False)
     _unclaimed: Counter[str] = field(factory=Counter, init=False)
+    _adopting: set[str] = field(factory=set, init=False)
+    _paused: set[str] = field(factory=set, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.definitions = Definitions(self.log, self.apply)
+        self.retention = Retention(self.core, self.log, self._retained)
 
     # -- start and change ---------------------------------------------------------------------------------------------
 
@@ -96,103 +104,175 @@ class Queues:
         that a repeated delivery is always marked as one, and no number is used twice.
         """
         journal = WaitingJobLog(self.log)
+        for note in await journal.notes():
+            if note.kind == PAUSED_NOTE:
+                self._paused.add(note.name)
+            else:
+                self.definitions.recall(note)
         for known in await journal.destinations():
             self._destination(known.topic, (known.namespace, known.function_id)).remembered = True
         for text, count in (await journal.dead_counts()).items():
             self._queue(QueueKey.parse(text)).machine.buried(count)
         after, now_ms = 0, self.core.clock.wall_ms()
-        while jobs := await journal.load(after, PAGE):
-            for job in jobs:
-                if job.function_id is None:
-                    self._unclaimed[QueueKey.parse(job.queue).name] += 1
+        keys: dict[str, QueueKey] = {}
+        while headings := await journal.headings(after, HEADINGS):
+            for heading in headings:
+                key = keys.get(heading.queue) or keys.setdefault(heading.queue, QueueKey.parse(heading.queue))
+                if heading.function_id is None:
+                    self._unclaimed[key.name] += 1
                 else:
-                    self._queue(QueueKey.parse(job.queue)).take_in(
-                        job, deliveries=job.attempts + (job.due_at_ms <= now_ms)
-                    )
-            after = jobs[-1].seq
+                    self._queue(key).take_in(heading, deliveries=heading.attempts + (heading.due_at_ms <= now_ms))
+            after = headings[-1].seq
+        self.apply()
+
+    @property
+    def configs(self) -> Mapping[str, QueueSettings]:
+        """The named queues: what the settings say, and what was defined since."""
+        return {**self.settings.value.queue_configs, **self.definitions.queues}
+
+    def config(self, name: str) -> QueueSettings | None:
+        """The settings of one named queue; None if it is not configured."""
+        return self.definitions.queues.get(name) or self.settings.value.queue_configs.get(name)
+
+    def changed(self, old: QueueModuleSettings, new: QueueModuleSettings) -> None:
+        """The settings were changed: of what was defined before, they win where they say something else now."""
+        for name in list(self.definitions.queues):
+            if new.queue_configs.get(name) != old.queue_configs.get(name):
+                self.definitions.drop(name, self._noted)
         self.apply()
 
     def apply(self) -> None:
-        """Let the named queues be what the settings say now; those they do not name stop, and keep their messages."""
-        configs = self.settings.value.queue_configs
+        """Let the named queues be what is configured now; those that are not any more stop, and keep their messages."""
+        configs = self.configs
         for name, config in configs.items():
             queue = self._queue(QueueKey(Kind.NAMED, name))
-            share = Share(
-                concurrency=config.concurrency,
-                fifo=config.type == "fifo",
-                max_attempts=max(1, config.max_retries),
-                backoff_ms=config.backoff_ms,
-                timeout_s=config.timeout_ms / 1000,
-            )
+            share = share_of(config)
             if queue.shares.get(_CONFIGURED) != share:
                 queue.offer(_CONFIGURED, share)
         for key, queue in self._queues.items():
             if key.kind is Kind.NAMED and key.name not in configs:
                 queue.withdraw(_CONFIGURED)
+            self.retention.look(queue, fresh=True)
 
     def appeared(self, target: Target) -> None:
         """A function has become callable: messages that were held for it go on."""
         for queue in self._queues.values():
             queue.appeared(target)
 
-    def pause(self) -> None:
+    def drain(self) -> None:
         """The engine drains: nothing is delivered any more."""
         for queue in self._queues.values():
-            queue.pause()
+            queue.hold(DRAINING)
+
+    def pause(self, names: set[str]) -> None:
+        """Let exactly these be paused; see `pause_name`."""
+        self._paused = names
+        for queue in self._queues.values():
+            if self.pause_name(queue.key) in names:
+                queue.hold(PAUSED)
+            else:
+                queue.release(PAUSED)
+
+    @property
+    def paused(self) -> frozenset[str]:
+        """What is paused; see `pause_name`."""
+        return frozenset(self._paused)
+
+    @staticmethod
+    def pause_name(key: QueueKey) -> str:
+        """A named queue is paused by itself, a topic with all its destinations, those to come included."""
+        return key.text if key.kind is Kind.NAMED else QueueKey(Kind.UNCLAIMED, key.name).text
+
+    def close(self) -> None:
+        """Take back what is set in motion for later."""
+        self.retention.close()
 
     # -- messages in --------------------------------------------------------------------------------------------------
 
     def enqueue(self, name: str, target: Target, message: Message, receipt: str, on_done: OnDone[list[Job]]) -> None:
-        """Store a message of a named queue, then call `on_done`. Raises `WireError` with the texts of §2.4."""
-        config = self.settings.value.queue_configs.get(name)
+        """Store a message of a named queue, then call `on_done`. Raises `WireError` with the texts of §2.4.
+
+        The answer is [] when it is a repetition of one that was stored before.
+        """
+        config = self.config(name)
         if config is None:
             raise WireError(f"Queue '{name}' not found", errors.ENQUEUE_ERROR)
-        group = group_of(name, config, message.data)
         key = QueueKey(Kind.NAMED, name)
-        job = self._new_job(key, target, message, config.max_retries, config.backoff_ms, group, receipt)
-        self._append([job], on_done)
+        sorting = reading(name, config, message)
+        if config.max_length is not None and self._queue(key).length >= config.max_length:
+            text = (
+                f"Queue '{name}' is full: max_length is {config.max_length}; try again when messages have been handled"
+            )
+            raise WireError(text, errors.ENQUEUE_ERROR)
+        self._check_room(1)
+        job = self._new_job(
+            key,
+            target,
+            message,
+            (config.max_retries, config.backoff_ms),
+            delay_ms=config.delay_ms,
+            group=sorting.group,
+            priority=sorting.priority,
+            receipt=receipt,
+        )
+        window_ms = config.deduplication_window_ms or DEDUPLICATION_WINDOW_MS
+        self._append([job], [key], self._once(key, sorting.repetition_key, window_ms), on_done)
 
     def publish(self, topic: str, message: Message, on_done: OnDone[list[Job]]) -> None:
         """Store one copy for every destination of the topic, all of them or none, then call `on_done`.
 
-        While the topic has no destination, one message is kept for its first subscriber.
+        While the topic has no destination, one message is kept for its first subscriber. The answer is [] when the
+        message is a repetition. Raises `WireError` when there is no room.
         """
-        jobs = []
+        jobs, keys = [], []
         defaults = self.settings.value.adapter.config
         for target, queue in self._topics.get(topic, {}).items():
             if queue.remembered:
                 policy = queue.machine.policy if queue.shares else defaults
-                jobs.append(self._new_job(queue.key, target, message, policy.max_attempts, policy.backoff_ms))
-        if jobs:
-            self._append(jobs, on_done)
-            return
-        key, nobody = QueueKey(Kind.UNCLAIMED, topic), (DEFAULT_NAMESPACE, None)
-        job = self._new_job(key, nobody, message, defaults.max_attempts, defaults.backoff_ms)
+                delay_ms = max((share.delay_ms for share in queue.shares.values()), default=0)
+                attempts = (policy.max_attempts, policy.backoff_ms)
+                jobs.append(self._new_job(queue.key, target, message, attempts, delay_ms=delay_ms))
+                keys.append(queue.key)
+        unclaimed = QueueKey(Kind.UNCLAIMED, topic)
+        if not jobs:
+            attempts = (defaults.max_attempts, defaults.backoff_ms)
+            jobs.append(self._new_job(unclaimed, (DEFAULT_NAMESPACE, None), message, attempts))
+            keys.append(unclaimed)
+        self._check_room(len(jobs))
+        self._append(jobs, keys, self._once(unclaimed, message.repetition_key, DEDUPLICATION_WINDOW_MS), on_done)
 
-        def kept(result: Result[list[Job]]) -> None:
-            if isinstance(result, Failed):
-                self._claimed(topic, 1)
-            on_done(result)
-
-        self.log.append([job], kept)
-        self._unclaimed[topic] += 1
+    def _check_room(self, count: int) -> None:
+        if self.shelf.messages + self._unclaimed.total() + count > QUEUE_MESSAGES:
+            text = f"{QUEUE_MESSAGES} messages wait in the queues of this engine, which is all it takes"
+            raise WireError(text, QUEUE_FULL)
 
     def _claimed(self, topic: str, count: int) -> None:
         self._unclaimed[topic] -= count
         if not self._unclaimed[topic]:
             del self._unclaimed[topic]
 
+    def _once(self, key: QueueKey, repetition_key: str | None, window_ms: int) -> Once | None:
+        if repetition_key is None:
+            return None
+        now_ms = self.core.clock.wall_ms()
+        return Once(key.text, repetition_key, now_ms, now_ms + window_ms)
+
     def _new_job(
         self,
         key: QueueKey,
         target: tuple[str, str | None],
         message: Message,
-        max_attempts: int,
-        backoff_ms: int,
+        attempts: tuple[int, int],
+        *,
+        delay_ms: int | None = None,
         group: str | None = None,
+        priority: int | None = None,
         receipt: str | None = None,
     ) -> NewJob:
+        """`attempts`: how many, and the base delay (ms) between them. What the message says of itself wins."""
         now_ms = self.core.clock.wall_ms()
+        max_attempts, backoff_ms = attempts
+        wait_ms = delay_ms if message.delay_ms is None else message.delay_ms
         return NewJob(
             id=str(uuid.uuid4()),
             queue=key.text,
@@ -202,21 +282,41 @@ class Queues:
             max_attempts=max_attempts,
             backoff_ms=min(backoff_ms, BACKOFF_CEILING_MS),
             created_at_ms=now_ms,
-            due_at_ms=now_ms,
+            due_at_ms=now_ms + (wait_ms or 0),
             group_id=group,
             traceparent=message.traceparent,
             baggage=message.baggage,
             message_id=receipt,
+            priority=(message.priority or 0) if priority is None else priority,
         )
 
-    def _append(self, jobs: list[NewJob], on_done: OnDone[list[Job]]) -> None:
+    def _append(self, jobs: list[NewJob], keys: list[QueueKey], once: Once | None, on_done: OnDone[list[Job]]) -> None:
+        """Store `jobs`, which are for the queues `keys` in turn, and take them in when they stand in the log."""
+
         def stored(result: Result[list[Job]]) -> None:
+            self._arriving(keys, -1)
             if isinstance(result, Done):
-                for job in result.value:
-                    self._queue(QueueKey.parse(job.queue)).take_in(job)
+                for job, key in zip(result.value, keys, strict=False):  # no jobs at all, if it was a repetition
+                    if job.function_id is None:
+                        self._unclaimed[key.name] += 1
+                    else:
+                        self._queue(key).take_in(job)
             on_done(result)
 
-        self.log.append(jobs, stored)
+        if once is None:
+            self.log.append(jobs, stored)
+        else:
+            self.log.append_once(jobs, once, stored)
+        self._arriving(keys, 1)
+
+    def _arriving(self, keys: list[QueueKey], change: int) -> None:
+        for key in keys:
+            if key.kind is not Kind.UNCLAIMED:
+                self._queue(key).arriving += change
+                continue
+            self._unclaimed[key.name] += change
+            if not self._unclaimed[key.name]:
+                del self._unclaimed[key.name]
 
     # -- subscribers --------------------------------------------------------------------------------------------------
 
@@ -228,8 +328,9 @@ class Queues:
         queue = self._destination(topic, target)
         if not queue.remembered:
             self.log.remember(topic, *target, self._noted)
-        if self._unclaimed[topic]:
-            self.log.adopt(QueueKey(Kind.UNCLAIMED, topic).text, queue.key.text, *target, self._adopted)
+        if self._unclaimed[topic] and topic not in self._adopting:
+            self._adopting.add(topic)
+            self._adopt(queue)
         queue.remembered = True
         queue.offer(share_id, share)
         old = self._subscribed.get(share_id)
@@ -245,121 +346,70 @@ class Queues:
 
     def _leave(self, queue: ActiveQueue, share_id: str, *, forget: bool) -> None:
         queue.withdraw(share_id)
-        if not forget or queue.shares:
-            return
+        if forget and not queue.shares:
+            self.forget(queue, self._noted)
+
+    def forget(self, queue: ActiveQueue, on_done: OnDone[bool]) -> None:
+        """Let a destination get no copies any more; what it holds stays, and if that is nothing, so does it not."""
         key = queue.key
+        self.log.forget(key.name, key.namespace, key.function_id, on_done)
         queue.remembered = False
-        self.log.forget(key.name, key.namespace, key.function_id, self._noted)
-        if queue.empty:
-            target = (key.namespace, key.function_id)
-            del self._queues[key], self._topics[key.name][target]
+        self.tidy(queue)
+
+    def tidy(self, queue: ActiveQueue) -> None:
+        """Drop a destination that is wanted by nobody and holds nothing."""
+        key = queue.key
+        if key.kind is not Kind.DESTINATION or queue.remembered or queue.shares or not queue.empty:
+            return
+        if self._queues.get(key) is queue:
+            del self._queues[key], self._topics[key.name][key.namespace, key.function_id]
             if not self._topics[key.name]:
                 del self._topics[key.name]
 
     def _noted(self, result: Result[bool]) -> None:
         if isinstance(result, Failed):
-            log.error(
-                "a topic's list of destinations could not be written, a restart will not know it: %s", result.error
-            )
+            log.error("what became of a queue could not be written down, a restart will not know: %s", result.error)
 
-    def _adopted(self, result: Result[list[Job]]) -> None:
-        if isinstance(result, Failed):
+    def _adopt(self, queue: ActiveQueue) -> None:
+        """Hand what was published before anybody subscribed to `queue`, which begins nothing younger meanwhile."""
+        key = queue.key
+        queue.hold(ADOPTING)
+        source = QueueKey(Kind.UNCLAIMED, key.name).text
+        self.log.adopt(source, key.text, key.namespace, key.function_id, PAGE, partial(self._adopted, key))
+
+    def _adopted(self, key: QueueKey, result: Result[list[Job]]) -> None:
+        queue = self._queue(key)
+        if isinstance(result, Done):
+            for job in result.value:
+                queue.take_in(job)
+            if result.value:
+                self._claimed(key.name, len(result.value))
+                heir = queue if queue.remembered else self._heir(key.name)
+                if heir is not queue:
+                    queue.release(ADOPTING)
+                if heir is not None:
+                    self._adopt(heir)
+                    return
+        else:
             log.error("messages from before the first subscription wait for the next one: %s", result.error)
-            return
-        for job in result.value:
-            key = QueueKey.parse(job.queue)
-            self._claimed(key.name, 1)
-            self._queue(key).take_in(job)
+        self._adopting.discard(key.name)
+        queue.release(ADOPTING)
+
+    def _heir(self, topic: str) -> ActiveQueue | None:
+        """A destination of a topic whose first one went while it was given what had been published before."""
+        return next((queue for queue in self._topics.get(topic, {}).values() if queue.remembered), None)
 
     # -- dead letters -------------------------------------------------------------------------------------------------
 
-    def redrive(self, name: str, on_done: OnDone[int]) -> None:
-        """Return the dead letters that there are now to their queues; answers how many."""
-        queues = list(self.resolve(name))
-        total = 0
+    def _buried(self, queue: ActiveQueue) -> None:
+        self.retention.look(queue)
 
-        def next_queue() -> None:
-            if queues:
-                self.log.dead_count(queues[-1].key.text, counted)
-            else:
-                on_done(Done(total))
-
-        def counted(result: Result[int]) -> None:
-            if isinstance(result, Failed):
-                on_done(result)
-            else:
-                page(queues.pop(), result.value)
-
-        def page(queue: ActiveQueue, left: int) -> None:
-            def moved(result: Result[list[Job]]) -> None:
-                nonlocal total
-                if isinstance(result, Failed):
-                    on_done(result)
-                    return
-                for job in result.value:
-                    queue.revive(job)
-                total += len(result.value)
-                page(queue, left - len(result.value) if result.value else 0)
-
-            if left:
-                self.log.redrive(queue.key.text, min(left, PAGE), self.core.clock.wall_ms(), moved)
-            else:
-                next_queue()
-
-        next_queue()
-
-    def redrive_one(self, name: str, message_id: str, on_done: OnDone[int]) -> None:
-        """Return the dead letter of that id to its queue; answers 1, or 0 when there is none."""
-
-        def attempt(queue: ActiveQueue, found: Callable[[Result[bool]], None]) -> None:
-            def moved(result: Result[Job | None]) -> None:
-                if isinstance(result, Failed):
-                    found(result)
-                    return
-                if result.value is not None:
-                    queue.revive(result.value)
-                found(Done(result.value is not None))
-
-            self.log.redrive_one(queue.key.text, message_id, self.core.clock.wall_ms(), moved)
-
-        self._until_found(name, attempt, on_done)
-
-    def discard_one(self, name: str, message_id: str, on_done: OnDone[int]) -> None:
-        """Drop the dead letter of that id; answers 1, or 0 when there is none."""
-
-        def attempt(queue: ActiveQueue, found: Callable[[Result[bool]], None]) -> None:
-            def dropped(result: Result[bool]) -> None:
-                if isinstance(result, Done) and result.value:
-                    queue.machine.exhumed(1)
-                found(result)
-
-            self.log.discard(queue.key.text, message_id, dropped)
-
-        self._until_found(name, attempt, on_done)
-
-    def _until_found(
-        self,
-        name: str,
-        attempt: Callable[[ActiveQueue, Callable[[Result[bool]], None]], None],
-        on_done: OnDone[int],
-    ) -> None:
-        queues = list(self.resolve(name))
-
-        def found(result: Result[bool]) -> None:
-            if isinstance(result, Failed):
-                on_done(result)
-            elif result.value:
-                on_done(Done(1))
-            else:
-                go_on()
-
-        def go_on() -> None:
-            if queues:
-                attempt(queues.pop(), found)
-            else:
-                on_done(Done(0))
-
-        go_on()
+    def _retained(self, key: QueueKey) -> Rule:
+        """How long dead letters of a queue are kept."""
+        config = self.config(key.name) if key.kind is Kind.NAMED else self.settings.value.adapter.config
+        if config is None:
+            return Rule()
+        return Rule(config.dead_letter_max_count, config.dead_letter_max_age_ms)
 
     # -- queries ------------------------------------------------------------------------------------------------------
 
@@ -369,6 +419,22 @@ class Queues:
         if named is not None and (named.shares or name not in self._topics):
             return (named,)
         return tuple(self._topics.get(name, {}).values())
+
+    def destination(self, topic: str, target: Target) -> ActiveQueue | None:
+        """The copies of a topic for one function, or None."""
+        return self._topics.get(topic, {}).get(target)
+
+    def known(self, name: str) -> bool:
+        """Whether there is or was a queue or topic of that name."""
+        return bool(self.resolve(name)) or bool(self._unclaimed[name])
+
+    def dropped_unclaimed(self, topic: str, count: int) -> None:
+        """So many messages that waited for the topic's first subscriber were removed from the log."""
+        self._claimed(topic, count)
+
+    def all(self) -> tuple[ActiveQueue, ...]:
+        """Every named queue and every destination."""
+        return tuple(self._queues.values())
 
     def named(self) -> tuple[ActiveQueue, ...]:
         """Every named queue, those with messages that are not configured any more included."""
@@ -397,8 +463,16 @@ class Queues:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = ActiveQueue(
-                key=key, core=self.core, peer=self.peer, log=self.log, shelf=self.shelf, nursery=self.nursery
+                key=key,
+                core=self.core,
+                peer=self.peer,
+                log=self.log,
+                shelf=self.shelf,
+                nursery=self.nursery,
+                on_buried=self._buried,
             )
+            if self.pause_name(key) in self._paused:
+                queue.hold(PAUSED)
             if key.kind is Kind.DESTINATION:
                 self._topics.setdefault(key.name, {})[key.namespace, key.function_id] = queue
         return queue

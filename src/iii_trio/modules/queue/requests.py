@@ -1,22 +1,11 @@
 """What callers send to the queue's functions: top-level fields, taken apart without decoding the payload among them."""
 
-from typing import Any, Final
+from typing import Any
 
-import msgspec
 from attrs import frozen
 
-from ...protocol import Json, JsonError
+from ...protocol import NULL, Json, JsonError, codec
 from ...protocol.errors import InvalidInput, bad_input
-
-_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
-def members(text: bytes) -> dict[str, msgspec.Raw] | None:
-    """The top level of an object, values raw; None when the text is no JSON object."""
-    try:
-        return _members(text)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return None
 
 
 @frozen
@@ -24,12 +13,12 @@ class Request:
     """An object sent to `function_id`. Its methods raise `InvalidInput`, with code `deserialization_error`."""
 
     function_id: str
-    fields: dict[str, msgspec.Raw]
+    fields: dict[str, bytes]
 
     @classmethod
     def read(cls, function_id: str, data: Json) -> "Request":
         """Take the payload of a call apart; keys that nobody asks for are ignored."""
-        fields = members(data.raw)
+        fields = codec.members(data.raw)
         if fields is None:
             raise bad_input(function_id, "the input must be a JSON object")
         return cls(function_id, fields)
@@ -56,11 +45,18 @@ class Request:
 
     def count(self, name: str, default: int) -> int:
         """A number of things, 0 or more; `default` when the key is missing or null."""
+        value = self.optional_count(name)
+        return default if value is None else value
+
+    def optional_count(self, name: str, most: int | None = None) -> int | None:
+        """A number of things, 0 or more and no more than `most`; None when the key is missing or null."""
         value = self._value(name)
         if value is None:
-            return default
+            return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise bad_input(self.function_id, f"`{name}` must be a whole number, 0 or more")
+        if most is not None and value > most:
+            raise bad_input(self.function_id, f"`{name}` must be at most {most}")
         return value
 
     def payload(self, name: str) -> Json:
@@ -68,14 +64,18 @@ class Request:
         raw = self.fields.get(name)
         if raw is None:
             raise self._missing(name)
-        return Json(bytes(raw))
+        return Json(raw)
+
+    def payload_or_null(self, name: str) -> Json:
+        """A value of any kind, null when the key is missing."""
+        return self.payload(name) if name in self.fields else NULL
 
     def _value(self, name: str) -> Any:
         raw = self.fields.get(name)
         if raw is None:
             return None
         try:
-            return Json(bytes(raw)).decode()
+            return Json(raw).decode()
         except JsonError as error:
             raise bad_input(self.function_id, f"`{name}`: {error}") from None
 

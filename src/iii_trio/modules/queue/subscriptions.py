@@ -10,6 +10,7 @@ from ...protocol.errors import StoreError, TriggerRejected
 from ...protocol.json import ABSENT, JsonError
 from ...protocol.limits import DELIVERY_S
 from .delivery import Share
+from .machine import BACKOFF_CEILING_MS, Policy
 from .queues import Queues
 
 TRIGGER_TYPE: Final = "durable:subscriber"
@@ -23,13 +24,15 @@ CONFIG_FORMAT: Final = {
             "description": "Function asked before each attempt; false skips the message",
         },
         "queue_config": {
-            "description": "type (standard, fifo), maxRetries, concurrency, backoffDelayMs; snake_case works too"
+            "description": "type (standard, fifo), maxRetries, concurrency, backoffDelayMs, backoffMaxMs, backoffType "
+            "(exponential, fixed), delaySeconds, visibilityTimeout (s for one delivery); snake_case works too"
         },
     },
     "required": ["topic"],
 }
 
 _LARGEST: Final = 2**32 - 1
+_LONGEST_DELAY_S: Final = 366 * 86_400
 
 
 def topic_of(config: dict[str, Any]) -> str:
@@ -61,14 +64,22 @@ def share_of(config: dict[str, Any], defaults: QueueStoreSettings) -> Share:
     fifo = kind == "fifo" if isinstance(kind, str) else defaults.mode == "fifo"
     retries = number("maxRetries", "max_retries")
     backoff = number("backoffDelayMs", "backoff_delay_ms", "backoffMs", "backoff_ms")
+    backoff_max = number("backoffMaxMs", "backoff_max_ms")
     concurrency = number("concurrency")
+    timeout_s, delay_s = number("visibilityTimeout", "visibility_timeout"), number("delaySeconds", "delay_seconds")
+    growth = tuning.get("backoffType", tuning.get("backoff_type"))
     condition = config.get("condition_function_id") or config.get("_condition_path")
     return Share(
-        concurrency=1 if fifo else defaults.concurrency if concurrency is None else concurrency,
-        fifo=fifo,
-        max_attempts=defaults.max_attempts if retries is None else retries + 1,
-        backoff_ms=defaults.backoff_ms if backoff is None else backoff,
-        timeout_s=DELIVERY_S,
+        Policy(
+            concurrency=1 if fifo else defaults.concurrency if concurrency is None else concurrency,
+            fifo=fifo,
+            max_attempts=defaults.max_attempts if retries is None else retries + 1,
+            backoff_ms=defaults.backoff_ms if backoff is None else backoff,
+            backoff_max_ms=BACKOFF_CEILING_MS if backoff_max is None else backoff_max,
+            backoff_fixed=growth == "fixed",
+        ),
+        timeout_s=float(timeout_s or DELIVERY_S),
+        delay_ms=min(delay_s or 0, _LONGEST_DELAY_S) * 1000,
         condition=condition if isinstance(condition, str) else None,
     )
 
