@@ -16,6 +16,7 @@ from compat_lab import CLIENTS, Lab, RunningEngine
 CONFIG = """
 workers:
   - name: iii-http
+  - name: iii-stream
   - name: iii-http-functions
     config:
       security:

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from iii_trio import NotConnected, open_client
+from iii_trio import InvocationStopped, NotConnected, open_client
 from iii_trio.modules.configuration.files import read_entry
 from iii_trio.testing.process import run_engine
 
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_an_acknowledged_value_survives_kill_9(tmp_path: Path, seed: int) -> None:
-    pause_s = random.Random(seed).uniform(0.02, 0.2)
-    acknowledged = 0
+    chance = random.Random(seed)
+    enough, pause_s = chance.randrange(3, 20), chance.uniform(0, 0.02)
+    acknowledged, reached = 0, trio.Event()
     with trio.fail_after(60):
         async with run_engine(tmp_path) as engine, open_client(engine.url) as client:
             about = {"id": "mine", "name": "m" * 5_000, "description": "", "schema": {}}
@@ -27,14 +28,16 @@ async def test_an_acknowledged_value_survives_kill_9(tmp_path: Path, seed: int) 
                         while True:
                             await client.call("configuration::set", {"id": "mine", "value": {"n": acknowledged + 1}})
                             acknowledged += 1
-                    except NotConnected:
+                            if acknowledged == enough:
+                                reached.set()
+                    except (NotConnected, InvocationStopped):
                         return
 
                 nursery.start_soon(write)
-                await trio.sleep(pause_s)
+                await reached.wait()
+                await trio.sleep(pause_s)  # any instant of a write is as good as any other
                 await engine.kill()
                 nursery.cancel_scope.cancel()
-        assert acknowledged
         stored = read_entry(tmp_path / "data" / "config" / "mine.yaml").kept.decode()["n"]
         assert stored in (acknowledged, acknowledged + 1)
         async with run_engine(tmp_path) as engine, open_client(engine.url) as client:

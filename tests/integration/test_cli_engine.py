@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import trio
+import trustme
 from attrs import frozen
 from click.testing import CliRunner, Result
 
@@ -34,6 +35,8 @@ workers:
     config: {{port: 0}}
   - name: iii-worker-manager
     config: {{port: 0, token: sesame}}
+  - name: iii-worker-manager
+    config: {{port: 0, tls: {{certificate: {data}/cert.pem, key: {data}/key.pem}}}}
   - name: iii-http
     config: {{port: 0, body_limit: 1000}}
   - name: queue
@@ -51,10 +54,12 @@ WAITING = threading.Event()
 
 @frozen
 class Place:
-    """Where the engine listens: a port for everybody, and one that asks for the token `sesame`."""
+    """Where the engine listens: for everybody, for those with the token `sesame`, and under TLS with `authority`."""
 
     url: str
     guarded: str
+    encrypted: str
+    authority: Path
 
 
 def a_worker() -> Worker:
@@ -89,7 +94,13 @@ def a_worker() -> Worker:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """One engine for all tests of this file, in a thread, because commands have loops of their own."""
-    config = parse_config(CONFIG.format(data=tmp_path_factory.mktemp("data")), "config.yaml", {})
+    data = tmp_path_factory.mktemp("data")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(data / "authority.pem")
+    certificate.cert_chain_pems[0].write_to_path(data / "cert.pem")
+    certificate.private_key_pem.write_to_path(data / "key.pem")
+    config = parse_config(CONFIG.format(data=data), "config.yaml", {})
     ready, places, over = threading.Event(), list[Place](), list[trio.CancelScope]()
 
     async def run() -> None:
@@ -97,7 +108,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             async with open_host(config, Overrides()) as running, trio.open_nursery() as nursery:
                 await nursery.start(partial(a_worker().run, running.worker_url))
                 ports = [listener.addresses[0][1] for listener in running.listeners]
-                places.append(Place(*(f"ws://127.0.0.1:{port}" for port in ports)))
+                url, guarded, encrypted = (f"127.0.0.1:{port}" for port in ports)
+                places.append(Place(f"ws://{url}", f"ws://{guarded}", f"wss://{encrypted}", data / "authority.pem"))
                 over.append(scope)
                 token.append(trio.lowlevel.current_trio_token())
                 ready.set()
@@ -220,11 +232,12 @@ def test_workers() -> None:
 
 
 def test_triggers_that_fire_and_why_the_others_do_not() -> None:
-    result = run("triggers", "greet")
+    result = run("triggers")
     [heading, row] = rows(result.stdout)
     assert heading == ["TYPE", "FUNCTION", "NAMESPACE", "WORKER", "STATE", "CONFIG", "ID"]
     assert row[:5] == ["http", "greet::hello", "default", "greeter", "live"]
     assert result.stderr == "Not shown, as they do not fire: 1 parked. --all says why.\n"
+    assert "iii-http::on-config-change" in done("triggers", "--all"), "internal ones only then"
     everything = done("triggers", "--all", "greet")
     assert "WHY" in everything.splitlines()[0]
     assert "nobody provides the trigger type 'no-such-type'" in everything
@@ -233,7 +246,9 @@ def test_triggers_that_fire_and_why_the_others_do_not() -> None:
 
 
 def test_triggers_as_json() -> None:
-    [row] = json.loads(done("triggers", "--json", "greet"))["registered_triggers"]
+    result = run("triggers", "--json")
+    assert result.exit_code == 0
+    [row] = json.loads(result.stdout)["registered_triggers"]
     assert (row["trigger_type"], row["state"], row["config"]["api_path"]) == ("http", "live", "greet")
     found = json.loads(done("triggers", "--all", "--json", "no-such"))["registered_triggers"]
     assert [(row["state"], row["why"]) for row in found] == [
@@ -389,6 +404,13 @@ def test_a_port_that_asks_for_a_token(engine: Place, monkeypatch: pytest.MonkeyP
         assert "III_TOKEN" in told
     monkeypatch.setenv("III_TOKEN", "sesame")
     assert "greet::hello" in done("functions", "--url", engine.guarded)
+
+
+def test_a_port_under_tls(engine: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    assert "certificate verify failed" in refused("functions", "--url", engine.encrypted)
+    monkeypatch.setenv("SSL_CERT_FILE", str(engine.authority))
+    assert "greet::hello" in done("functions", "--url", engine.encrypted)
 
 
 @pytest.mark.parametrize(

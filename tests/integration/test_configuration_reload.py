@@ -157,8 +157,13 @@ async def test_an_address_is_bound_before_the_old_one_is_released(tmp_path: Path
         assert (await status_of(first), bench.http_port()) == (404, first)
         with await _free_port() as sock:
             free = sock.getsockname()[1]
-        await bench.call("configuration::set", id="iii-http", value={"port": free, "default_timeout": 5})
-        await bench.heard.until(lambda: bench.http_port() == free)
+        async with await trio.open_tcp_stream("127.0.0.1", first) as stream:
+            await stream.send_all(b"GET /before HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b" 404 " in await stream.receive_some()
+            await bench.call("configuration::set", id="iii-http", value={"port": free, "default_timeout": 5})
+            await bench.heard.until(lambda: bench.http_port() == free)
+            await stream.send_all(b"GET /after HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b" 404 " in await stream.receive_some()
         assert await status_of(free) == 404
         with pytest.raises(OSError, match="all attempts to connect"):
             await status_of(first)

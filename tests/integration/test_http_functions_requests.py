@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from endpoint_lab import JSON_OK, Request, answering, engine_lab
+from endpoint_lab import JSON_OK, Endpoint, Request, answering, engine_lab
 
 from iii_trio.modules.http_functions import transport
 from iii_trio.modules.http_functions.signing import signature
@@ -69,6 +69,16 @@ async def test_trace_and_metadata_go_along() -> None:
         assert json.loads(first.header("x-iii-metadata") or "") == {"try": 2, "ä": "\n"}
         for name in ("traceparent", "baggage", "evil", "x-iii-metadata"):
             assert second.header(name) is None
+
+
+async def test_any_id_of_a_function_fits_into_a_header() -> None:
+    async with engine_lab() as lab:
+        endpoint = await lab.endpoint(answering(JSON_OK))
+        await lab.register(" päy\r\nEvil: 1 ", endpoint.url)
+        assert (await lab.ask(" päy\r\nEvil: 1 "))["result"] == {"ok": True}
+        (request,) = endpoint.requests
+        assert request.header("x-iii-function-path") == "p%C3%A4y%0D%0AEvil: 1"
+        assert request.header("evil") is None
 
 
 async def test_a_signed_request_is_signed_over_what_was_sent() -> None:
@@ -147,6 +157,7 @@ async def test_answers_that_are_results(answer: bytes, expected: object) -> None
         (b'HTTP/1.1 402 Pay\r\n\r\n{"error":{"code":"broke","message":"no money"}}', "broke", "no money"),
         (b"HTTP/1.1 400 Bad\r\n\r\n", "http_error", "HTTP 400 Bad Request"),
         (b"", "http_request_failed", "without sending a response"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", "http_request_failed", "request to 127.0.0.1"),
         (b"SSH-2.0-OpenSSH\r\n\r\n", "http_request_failed", "request to 127.0.0.1"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000, "http_request_failed", "request to 127.0.0.1"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[1", "http_response_failed", "broke off"),
@@ -458,6 +469,19 @@ async def test_the_environment_names_no_proxy(monkeypatch: pytest.MonkeyPatch) -
         await lab.register("f", endpoint.url)
         await lab.ask("f")
         assert (proxy.connections, endpoint.connections) == (0, 1)
+
+
+async def test_ipv6_endpoints() -> None:
+    try:
+        listeners = await trio.open_tcp_listeners(0, host="::1")
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    async with engine_lab() as lab:
+        endpoint = Endpoint(answering(JSON_OK), port=listeners[0].socket.getsockname()[1])
+        lab.nursery.start_soon(trio.serve_listeners, endpoint.serve, listeners)
+        await lab.register("f", f"http://[::1]:{endpoint.port}/x")
+        assert (await lab.ask("f"))["result"] == {"ok": True}
+        assert endpoint.requests[0].header("host") == f"[::1]:{endpoint.port}"
 
 
 # -- TLS

@@ -12,7 +12,7 @@ from .failure import fail
 from .output import GAP, clean, compact, json_option, moment, plural, shortened, show, show_json, show_table
 
 PAGE: Final = 50
-"""Dead letters that are shown or dropped with one question."""
+"""Dead letters that are shown, unless somebody says otherwise."""
 PAYLOAD_CHARS: Final = 1_000
 _TOLD: Final = frozenset({"id", "failed_at", "retries", "size_bytes", "error", "payload"})
 
@@ -42,7 +42,13 @@ def ls(as_json: bool, target: Target) -> None:
 
 @dlq.command("show", short_help="Show the dead letters of a queue, with their errors.")
 @_queue
-@click.option("--limit", type=click.IntRange(min=1), default=PAGE, show_default=True, help="At most so many.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=PAGE,
+    show_default=True,
+    help="At most so many; the engine has a bound too.",
+)
 @click.option("--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Leave out the newest ones.")
 @json_option
 @asks_engine
@@ -71,19 +77,10 @@ def show_letters(queue: str, limit: int, offset: int, as_json: bool, target: Tar
 def redrive(queue: str, ids: tuple[str, ...], as_json: bool, target: Target) -> None:
     """Return the dead letters ID…, or all of them, to QUEUE, to be delivered again."""
 
-    async def all_of_them(call: Call) -> Any:
-        answer = await call("iii::queue::redrive", {"queue": queue})
-        return answer, None if answer["redriven"] else await _queues(call)
-
     if ids:
         _one_by_one("iii::queue::redrive_message", "returned to", queue, ids, as_json, target)
-        return
-    answer, queues = told_by(target, all_of_them)
-    _check_known(queue, queues)
-    if as_json:
-        show_json(answer)
     else:
-        show(f"{plural(answer['redriven'], 'message')} returned to '{clean(queue)}'.")
+        _all("iii::queue::redrive", "redriven", "returned to", queue, as_json, target)
 
 
 @dlq.command(short_help="Drop dead letters for good.")
@@ -98,26 +95,23 @@ def discard(queue: str, ids: tuple[str, ...], everything: bool, as_json: bool, t
         raise click.UsageError("name the IDs of the messages to drop, or give --all, and not both")
     if ids:
         _one_by_one("iii::queue::discard_message", "dropped from", queue, ids, as_json, target)
-        return
+    else:
+        _all("iii::queue::purge_dlq", "discarded", "dropped from", queue, as_json, target)
+
+
+def _all(function_id: str, counted: str, done: str, queue: str, as_json: bool, target: Target) -> None:
+    """Redrive or discard all messages; `counted` is the key of the answer that says how many there were."""
 
     async def talk(call: Call) -> Any:
-        dropped = 0
-        while letters := await call("engine::queue::dlq_messages", {"topic": queue, "limit": PAGE}):
-            here = 0
-            for letter in letters:
-                answer = await call("iii::queue::discard_message", {"queue": queue, "message_id": letter["id"]})
-                here += answer["redriven"]
-            if not here:
-                break  # somebody else is faster, or something keeps them: no reason to go on for ever
-            dropped += here
-        return dropped, None if dropped else await _queues(call)
+        answer = await call(function_id, {"queue": queue})
+        return answer, None if answer[counted] else await _queues(call)
 
-    dropped, queues = told_by(target, talk)
+    answer, queues = told_by(target, talk)
     _check_known(queue, queues)
     if as_json:
-        show_json({"queue": queue, "discarded": dropped})
+        show_json(answer)
     else:
-        show(f"{plural(dropped, 'message')} dropped from '{clean(queue)}'.")
+        show(f"{plural(answer[counted], 'message')} {done} '{clean(queue)}'.")
 
 
 def _one_by_one(function_id: str, done: str, queue: str, ids: tuple[str, ...], as_json: bool, target: Target) -> None:

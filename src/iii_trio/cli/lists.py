@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from .ask import OWN_NAMES, Target, asks_engine, told_by
+from .ask import OWN_NAMES, Call, Target, asks_engine, told_by
 from .output import ago, compact, json_option, shortened, show_json, show_table
 
 DESCRIPTION_CHARS: Final = 60
@@ -112,8 +112,13 @@ def triggers(
     `triggers --all` answers why a trigger does not fire.
     """
     question = _question(search=search, trigger_type=trigger_type, function_id=function_id, include_internal=everything)
-    answer = told_by(target, lambda call: call("engine::registered-triggers::list", {**question, "state": "all"}))
-    found = answer["registered_triggers"]
+
+    async def talk(call: Call) -> list[dict[str, Any]]:
+        answer = await call("engine::registered-triggers::list", {**question, "state": "all"})
+        hidden = set() if everything else await _internal(call)
+        return [row for row in answer["registered_triggers"] if row["function_id"] not in hidden]
+
+    found = told_by(target, talk)
     live = [row for row in found if row.get("state", "live") == "live"]
     shown = found if everything else live
     if as_json:
@@ -139,3 +144,9 @@ def triggers(
         states = Counter(row["state"] for row in found if row not in live)
         counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         click.echo(f"Not shown, as they do not fire: {counts}. --all says why.", err=True)
+
+
+async def _internal(call: Call) -> set[str]:
+    """The functions that are nobody's business but their worker's, and say so."""
+    answer = await call("engine::functions::list", {"include_internal": True})
+    return {row["function_id"] for row in answer["functions"] if (row.get("metadata") or {}).get("internal") is True}

@@ -46,6 +46,7 @@ ALIASES: Final = {"t": "trigger"}
 ENVIRONMENT: Final = (
     ("III_URL", "The engine that is asked, where neither --url nor --address or --port is given."),
     ("III_TOKEN", "The token that it asks for."),
+    ("SSL_CERT_FILE", "The certificates that a wss:// engine is checked with, instead of the system's."),
     ("NO_COLOR", "No colours."),
 )
 

@@ -16,6 +16,7 @@ no sockets that could tell.
 """
 
 import hmac
+import logging
 import secrets
 import uuid
 from collections import deque
@@ -42,6 +43,8 @@ from .invocations import Call, Outcome
 if TYPE_CHECKING:
     from .local import LocalPeer
     from .peer import Peer
+
+log = logging.getLogger(__name__)
 
 CREATE: Final = "engine::channels::create"
 TOO_MANY_CHANNELS: Final = "too_many_channels"
@@ -354,6 +357,9 @@ class Channels:
     def _expire(self, channel: Channel) -> None:
         channel.expiry = None
         self._expired += 1
+        missing = "writer" if channel.writer is EndState.FREE else "reader"
+        owner = "the engine" if channel.owner is None else channel.owner.name or channel.owner.id
+        log.warning("channel %s of %s expired: no %s ever came", channel.id, owner, missing)
         channel.fail(f"the channel expired: nobody attached its other end within {CHANNEL_UNATTACHED_S:.0f} s")
 
     def forget(self, channel: Channel) -> None:

@@ -118,6 +118,7 @@ class Durable:
             config=wanted.config,
             metadata=wanted.metadata,
             trigger_namespace=space,
+            session=session,
         )
         triggers = self.core.triggers
         if triggers.durable >= BINDINGS_PER_PEER:

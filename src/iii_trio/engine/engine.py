@@ -27,7 +27,7 @@ from .local import LocalPeer, open_local
 from .peer import Peer
 from .remote import CANCEL_FEATURE, RemotePeer
 from .triggers import Triggers, TriggerStatistics
-from .workers import REGISTER_WORKER, Workers, WorkerStatistics
+from .workers import REGISTER_FORMAT, REGISTER_WORKER, REGISTERED_FORMAT, Workers, WorkerStatistics
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,13 @@ async def open_engine(
         nursery.start_soon(core.deadlines.run, name="deadlines")
         async with open_local(core, "engine") as peer:
             core.local = peer
-            peer.register(REGISTER_WORKER, core.workers.register, description="Say who a worker is")
+            peer.register(
+                REGISTER_WORKER,
+                core.workers.register,
+                description="Say who a worker is",
+                request_format=REGISTER_FORMAT,
+                response_format=REGISTERED_FORMAT,
+            )
             Durable(core).register(peer)
             core.channels.register(peer)
             try:

@@ -31,6 +31,12 @@ log = logging.getLogger(__name__)
 
 MAX_NESTED: Final = 16
 
+# for the way that every call goes: members of an Enum cost ten times a global
+_RUNNING: Final = State.RUNNING
+_DONE: Final = State.DONE
+_ANSWER: Final = Event.ANSWER
+_OUTCOME: Final = Hears.OUTCOME
+
 STOPPED: Final = Outcome.failed(WireError("Invocation stopped", errors.INVOCATION_STOPPED))
 SHUT_DOWN: Final = Outcome.failed(WireError("Invocation stopped: the engine is stopping", errors.INVOCATION_STOPPED))
 
@@ -61,7 +67,7 @@ class Call:
     injects: bool = False
     scope: object = None
     bucket: Bucket | None = None
-    state: State = State.RUNNING
+    state: State = _RUNNING
     held: Outcome = NOTHING
 
     def finish(self, outcome: Outcome) -> None:
@@ -239,11 +245,11 @@ class Invocations:
     def answered(self, call: Call, outcome: Outcome) -> None:
         """`finish` for those who do not read the clock themselves."""
         self._now = self.deadlines.clock.now()
-        self._happened(call, Event.ANSWER, outcome)
+        self._happened(call, _ANSWER, outcome)
 
     def finish(self, call: Call, outcome: Outcome) -> None:
         """The executor's side has ended with `outcome`; deliver it if somebody still waits."""
-        self._happened(call, Event.ANSWER, outcome)
+        self._happened(call, _ANSWER, outcome)
 
     def cancel(self, call: Call, reason: str = cancellation.CALLER_CANCELLED) -> None:
         """The caller does not want the answer any more: no outcome is delivered, and the executor is told why."""
@@ -300,19 +306,18 @@ class Invocations:
         if state is before:
             return
         call.state = state
-        if before is State.RUNNING:
+        if before is _RUNNING:
             self._count(call, failed=bool(outcome.error))
-        if state is State.DONE or before is State.RUNNING:
-            if call.bucket is not None:
-                del call.bucket[call]
-                call.bucket = None
-            if state is State.DONE:
-                self._settled(call)
-                call.executor.running.pop(call.wire_id, None)
-            else:
-                self.deadlines.add(self._now + CANCEL_GRACE_S, call)
+        if call.bucket is not None and (before is _RUNNING or state is _DONE):
+            del call.bucket[call]
+            call.bucket = None
+        if state is _DONE:
+            self._settled(call)
+            call.executor.running.pop(call.wire_id, None)
+        elif before is _RUNNING:
+            self.deadlines.add(self._now + CANCEL_GRACE_S, call)
         hears = row.hears
-        if hears is Hears.OUTCOME:
+        if hears is _OUTCOME:
             self._hand_over(call, outcome)
         elif hears is Hears.LATER:
             call.held = outcome

@@ -8,7 +8,7 @@ is sent goes into the connection's outbox. A connection ends in `retire` or at t
 import logging
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, field, frozen
 
@@ -17,6 +17,7 @@ from ..protocol.codec import Envelope
 from ..protocol.errors import ProtocolError, WireError
 from ..protocol.limits import DEADLINE_S, ENQUEUES_PER_PEER, MAX_DEPTH
 from ..protocol.messages import (
+    Action,
     CancelInvocation,
     Error,
     ErrorBody,
@@ -227,7 +228,7 @@ class RemotePeer(Peer):
             return
         if action is not None:
             if action.type == "enqueue":
-                self._enqueue(envelope, function_id, namespace, reply_id, action.queue)
+                self._enqueue(envelope, function_id, namespace, reply_id, action)
                 return
             void = True
         started = self.core.invocations.route(
@@ -262,7 +263,7 @@ class RemotePeer(Peer):
             self.complain(error)
 
     def _enqueue(
-        self, envelope: Envelope, function_id: str, namespace: str | None, reply_id: str | None, queue: str | None
+        self, envelope: Envelope, function_id: str, namespace: str | None, reply_id: str | None, action: Action
     ) -> None:
         """`action: enqueue` is a call of the queue provider in the caller's name (spec/protocol.md §7.2)."""
         space = namespace or DEFAULT_NAMESPACE
@@ -278,8 +279,8 @@ class RemotePeer(Peer):
             return
         receipt = str(uuid.uuid4())
         traceparent, baggage = envelope.traceparent or None, envelope.baggage or None
-        request = {
-            "queue": queue or "",
+        request: dict[str, Any] = {
+            "queue": action.queue or "",
             "function_id": function_id,
             "messageReceiptId": receipt,
             "traceparent": traceparent,
@@ -287,6 +288,9 @@ class RemotePeer(Peer):
         }
         if space != DEFAULT_NAMESPACE:
             request["namespace"] = space
+        for option in ("delay_ms", "priority", "deduplication_key"):  # only what was said: a provider may know none
+            if (value := getattr(action, option)) is not None:
+                request[option] = value
         data = codec.encode_value(request)[:-1] + b',"data":' + bytes(envelope.data) + b"}"
         if codec.nests_too_deep(data):
             error = WireError(f"the payload nests deeper than {MAX_DEPTH - 2} levels", errors.INVALID_MESSAGE)

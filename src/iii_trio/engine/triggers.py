@@ -19,6 +19,7 @@ from .peer import DEFAULT_NAMESPACE, Peer
 
 if TYPE_CHECKING:
     from ..protocol.messages import ErrorBody, RegisterTrigger
+    from .access import Session
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ class Binding:
 
     `trigger_type` is the name its owner used, `type_id` the canonical one. `namespace` is the target function's;
     `trigger_namespace` the provider's if the owner named one; `home` the owner's own. `owner` of None: durable, nobody's
-    connection ends it. `as_sent` is the frame of its owner, if access control stored it under other ids. `why` says in
-    words why it is parked or refused.
+    connection ends it, and then `session` is its maker's. `as_sent` is the frame of its owner, if access control stored
+    it under other ids. `why` says in words why it is parked or refused.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Binding:
     trigger_namespace: str | None = None
     home: str = DEFAULT_NAMESPACE
     as_sent: "RegisterTrigger | None" = None
+    session: "Session | None" = None
     type_id: str = field(init=False)
     state: BindingState = field(default=BindingState.NEW, init=False)
     claim: "TypeClaim | None" = field(default=None, init=False)

@@ -28,6 +28,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REGISTER_WORKER: Final = "engine::workers::register"
+_TEXT: Final = {"type": ["string", "null"]}
+REGISTER_FORMAT: Final = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "title": "RegisterWorkerInput",
+    "type": "object",
+    "properties": {
+        **dict.fromkeys(("runtime", "version", "name", "description", "os", "isolation", "namespace"), _TEXT),
+        "pid": {"type": ["integer", "null"]},
+        "telemetry": {"type": ["object", "null"]},
+        "features": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": [],
+}
+REGISTERED_FORMAT: Final = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "title": "RegisterWorkerResult",
+    "type": "object",
+    "properties": {"success": {"type": "boolean"}},
+    "required": ["success"],
+}
 SUCCESS: Final = Outcome(Json(b'{"success":true}'))
 NO_SUCCESS: Final = Outcome(Json(b'{"success":false}'))
 _BIDI: Final = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -99,10 +99,9 @@ class Adopted:
         """The id of its entry: the worker's established name."""
         return next(worker.established for worker in WORKERS if worker.canonical == self.name)
 
-    def choose(self, **values: Any) -> None:
-        """Settings that the system has chosen, as the port in place of port 0: they hold as long as 0 is what is asked."""
-        self.chosen = values
-        self.live.set(evolve(self.live.value, **values))
+    def note_chosen(self) -> None:
+        """Keep in mind where `live` differs from `declared`: what the system chose, as a port in the place of port 0."""
+        self.chosen = {key: getattr(self.live.value, key) for key in changed_settings(self.declared, self.live.value)}
 
     def without_stored(self) -> None:
         """What is stored cannot be used now: go by file and command line."""
@@ -310,7 +309,7 @@ class Adoption:
             how = "takes effect at the next start" if tiers - {"live"} else "in effect"
         adopted.live.set(value)
         adopted.declared = new
-        adopted.chosen = {key: getattr(value, key) for key in changed_settings(new, value)}
+        adopted.note_chosen()
         self._applied += 1
         log.info("%s: %s changed, %s", adopted.id, names, how)
 

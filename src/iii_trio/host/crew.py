@@ -67,8 +67,8 @@ class Crew:
         make = await MAKERS[adopted.name](self, adopted.live, adopted.declared)
         adopted.hands = self._hands(adopted)
         await self.supervise(adopted.name, make)
-        if adopted.name == "http":
-            adopted.choose(port=self._http().addresses[0][1])
+        adopted.live.set(self._bound(adopted, adopted.live.value))
+        adopted.note_chosen()
 
     async def supervise(self, name: str, make: Make) -> None:
         """Start a module that has no settings of its own. Raises `StartError`."""
@@ -118,19 +118,25 @@ class Crew:
         except BaseException:
             adopted.live.set(before)
             raise
+        return self._bound(adopted, settings)
+
+    def _bound(self, adopted: Adopted, settings: Any) -> Any:
+        """The settings with the port that is bound: it stays this engine's, also when the module has to start again."""
+        module = self.modules[adopted.name].module
+        if isinstance(module, HttpModule | StreamModule | AdminModule) and module.addresses:
+            return evolve(settings, port=module.addresses[0][1])
         return settings
 
     async def _rebind_http(self, adopted: Adopted, settings: Any) -> Any:
-        http = self._http()
-        await http.rebind(settings)
-        return evolve(settings, port=http.addresses[0][1]) if http.addresses else settings
+        await self._http().rebind(settings)
+        return self._bound(adopted, settings)
 
     async def _rebind_stream(self, adopted: Adopted, settings: Any) -> Any:
         stream = self.stream
         if stream is None or settings.adapter != adopted.declared.adapter:
             return await self._restart(adopted, settings)
         await stream.rebind(settings)
-        return evolve(settings, port=stream.addresses[0][1]) if stream.addresses else settings
+        return self._bound(adopted, settings)
 
 
 def _widens(stored: Any, otherwise: Any) -> bool:

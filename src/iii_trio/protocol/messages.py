@@ -23,10 +23,16 @@ class ErrorBody:
 
 @frozen(kw_only=True)
 class Action:
-    """`action` of an invocation: type `void`, or `enqueue` with a queue name; any other type is an error."""
+    """`action` of an invocation: type `void`, or `enqueue` with a queue name; any other type is an error.
+
+    An enqueue may say more about its message (ours): `delay_ms`, `priority` (0 to 255) and `deduplication_key`.
+    """
 
     type: str
     queue: str | None = None
+    delay_ms: int | None = None
+    priority: int | None = None
+    deduplication_key: str | None = None
 
 
 @frozen(kw_only=True)

@@ -126,12 +126,22 @@ class Client:
         *,
         timeout: float | None = CALL_TIMEOUT_S,
         namespace: str | None = None,
+        delay: float | None = None,
+        priority: int | None = None,
+        deduplication_key: str | None = None,
     ) -> str:
         """Put a message for `function_id` into a named queue; its receipt, once it is stored.
 
-        Raises as `call` does; `InvocationError` with code `enqueue_error` when there is no such queue.
+        `delay` is how long (s) it waits before its first delivery; None is the queue's own delay. Messages of a higher
+        `priority` (0 to 255) go first. A message whose `deduplication_key` came a short while ago is not stored again.
+
+        Raises as `call` does; `InvocationError` with code `enqueue_error` when there is no such queue, or when it is
+        full.
         """
-        action = Action(type="enqueue", queue=queue)
+        delay_ms = None if delay is None else round(delay * 1000)
+        action = Action(
+            type="enqueue", queue=queue, delay_ms=delay_ms, priority=priority, deduplication_key=deduplication_key
+        )
         receipt = await self._call(action, function_id, payload, timeout, namespace, None, None)
         if not isinstance(receipt, dict) or not isinstance(receipt.get("messageReceiptId"), str):
             raise InvalidResult(f"the engine's receipt is {receipt!r}", function_id=function_id)

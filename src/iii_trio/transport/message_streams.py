@@ -79,10 +79,11 @@ class MessageSender(trio.abc.SendStream):
 
         Text is not cut: above 64 MiB it raises `ValueError`. (Readers of the official Python SDK take 1 MiB.)
         """
+        item: Item
         if isinstance(message, str):
-            item: Item = message.encode()
-            if len(item) > MAX_MESSAGE:
-                raise ValueError(f"a text of {len(item)} bytes; {MAX_MESSAGE} is the most, bytes have no such limit")
+            item = text = message.encode()
+            if len(text) > MAX_MESSAGE:
+                raise ValueError(f"a text of {len(text)} bytes; {MAX_MESSAGE} is the most, bytes have no such limit")
         elif len(message) > CHANNEL_CHUNK:
             return await self.send_all(message)
         else:

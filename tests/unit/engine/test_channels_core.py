@@ -251,7 +251,9 @@ TestModel.settings = settings(max_examples=100, stateful_step_count=30, deadline
 
 
 class TestOwners:
-    async def test_expiry_ends_what_nobody_attached(self, core: Engine, autojump_clock: trio.testing.MockClock) -> None:
+    async def test_expiry_ends_what_nobody_attached(
+        self, core: Engine, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+    ) -> None:
         kept, half, unread = (core.channels.create(None) for _ in range(3))
         for channel in (kept, half):
             channel.attach_reader(Stub())
@@ -264,6 +266,10 @@ class TestOwners:
         await trio.sleep(3)
         assert core.channels.statistics().open == 2, "the reader of one is still to be told"
         assert core.channels.statistics().expired == 2
+        assert [record.message for record in caplog.records] == [
+            f"channel {half.id} of the engine expired: no writer ever came",
+            f"channel {unread.id} of the engine expired: no reader ever came",
+        ]
         assert half.drained
         assert writer.told == ["over: the channel expired: nobody attached its other end within 300 s"]
         assert kept.ending is None
@@ -367,6 +373,18 @@ class TestStreams:
             for end in (ChannelWriter, ChannelReader):
                 with pytest.raises(trio.BusyResourceError, match="has, or had, another"):
                     end(channel)
+
+    async def test_text_is_not_cut_and_so_has_a_limit(
+        self, core: Engine, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        monkeypatch.setattr("iii_trio.transport.message_streams.MAX_MESSAGE", 10)
+        channel = core.channels.create(None)
+        async with ChannelWriter(channel) as writer, ChannelReader(channel) as reader:
+            with pytest.raises(ValueError, match="a text of 12 bytes; 10 is the most"):
+                await writer.send("€€€€")
+            await writer.send("€€€")
+            await writer.send(b"x" * 12)
+            assert [await reader.receive(), await reader.receive()] == ["€€€", b"x" * 12]
 
     async def test_truncation_is_no_end(self, core: Engine, autojump_clock: trio.testing.MockClock) -> None:
         for how in ("abort", "exception", "cancel"):

@@ -28,6 +28,7 @@ from iii_trio.host.adopt import ADOPTED, Adopted, Adoption, Hands, layered
 from iii_trio.host.plan import Block
 from iii_trio.modules.configuration import ConfigurationModule, Registry
 from iii_trio.protocol import Json
+from iii_trio.protocol.errors import WireError
 
 MANY = 3
 
@@ -203,9 +204,29 @@ async def test_an_entry_shows_what_the_file_says_and_refuses_what_the_schema_doe
         assert (described["name"], described["description"]) == ADOPTED[worker]
         shown = (await bench.call("configuration::get", id=bench.adopted.id))["value"]
         assert structure(SETTINGS[worker], shown).settings == bench.adopted.live.value
-        with pytest.raises(Exception, match="SCHEMA_INVALID"):
+        with pytest.raises(WireError, match="SCHEMA_INVALID"):
             await bench.call("configuration::set", id=bench.adopted.id, value={"no_such_key": 1})
         assert (await bench.call("configuration::history", id=bench.adopted.id))["values"] == []
+
+
+@pytest.mark.parametrize(
+    ("worker", "value"),
+    [
+        ("state", {"adapter": {"name": "redis"}}),
+        ("state", {"max_value_bytes": 0}),
+        ("http", {"concurrency_request_limit": 0}),
+        ("http", {"cors": {"allowed_origin": ["*"]}}),
+        ("queue", {"queue_configs": {"a": {"concurrency": 0}}}),
+        ("queue", {"adapter": {"name": "nonsense"}}),
+        ("pubsub", {"adapter": {"name": "local", "config": {"redis_url": "x"}}}),
+    ],
+)
+async def test_what_is_out_of_bounds_is_refused_when_it_is_set(worker: str, value: Any) -> None:
+    async with adopted(block(worker, {})) as bench:
+        before = bench.adopted.live.value
+        with pytest.raises(WireError, match="SCHEMA_INVALID: schema validation failed"):
+            await bench.call("configuration::set", id=bench.adopted.id, value=value)
+        assert bench.adopted.live.value is before
 
 
 async def test_what_cannot_be_carried_out_changes_nothing() -> None:
@@ -243,7 +264,8 @@ async def test_a_value_that_is_stored_already_counts_from_the_start_unless_it_is
 
 async def test_a_port_that_the_system_chose_stays_as_long_as_none_is_asked_for() -> None:
     async with adopted(block("http", {"port": 0})) as bench:
-        bench.adopted.choose(port=4711)
+        bench.adopted.live.set(attrs.evolve(bench.adopted.live.value, port=4711))
+        bench.adopted.note_chosen()
         await bench.call("configuration::set", id="iii-http", value={"default_timeout": 7})
         assert (await bench.changed("port"), bench.calls) == (4711, [])
         await bench.call("configuration::set", id="iii-http", value={"port": 4712})

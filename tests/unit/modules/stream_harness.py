@@ -26,7 +26,7 @@ async def stream(store: Store | None = None, **settings: Any) -> AsyncIterator[t
     async with open_memory() as memory:
         module = StreamModule(Live(StreamSettings(**settings)), store or memory, listen=False)
         async with running(module) as (core, user), trio.open_nursery() as nursery:
-            yield core, user, Port(module, nursery)
+            yield core, user, Port(module, nursery, nursery)
             nursery.cancel_scope.cancel()
 
 
@@ -102,17 +102,58 @@ class Client:
         await self.end()
 
 
+@define
+class Follower:
+    """What a client that follows one group knows, by the rules of the official ones (spec/state-stream.md §7.8).
+
+    `values` are the items by their `id`; the values of all items must have one.
+    """
+
+    values: dict[str, Any] = field(factory=dict)
+    newest: int = 0
+    stamps: list[int] = field(factory=list)
+    sends: int = 0
+    dropped: int = 0
+    _seen: dict[str, int] = field(factory=dict)
+
+    def take(self, message: dict[str, Any]) -> None:
+        """One message of the group."""
+        stamp, event, item = message["timestamp"], message["event"], message["id"]
+        self.stamps.append(stamp)
+        kind, data = event["type"], event.get("data")
+        if kind == "sync":
+            if stamp >= self.newest:
+                self.values = {one["id"]: one for one in data}
+                self._seen.clear()
+        elif kind == "event":
+            self.sends += event["event"]["type"] == "wave"
+            self.dropped += event["event"]["data"]["events"] if event["event"]["type"] == "iii:dropped" else 0
+        elif kind == "create":
+            self.values.setdefault(item, data)
+        elif kind == "update":
+            if stamp > self._seen.get(item, 0):
+                self.values[item] = data
+                self._seen[item] = stamp
+            self.newest = stamp
+        elif kind == "delete":
+            self.values.pop(data["id"], None)
+            self.newest = stamp
+
+
 @define(eq=False)
 class Port:
     """Where subscribers connect: in memory."""
 
     module: StreamModule
+    serving: trio.Nursery
     nursery: trio.Nursery
 
-    async def connect(self, target: str = "/", **headers: str) -> Client:
-        """A subscriber; raises `HandshakeError` if it is refused."""
-        here, there = trio.testing.memory_stream_pair()
-        self.nursery.start_soon(self.module.handle, there)
+    async def connect(self, target: str = "/", *, tight: bool = False, **headers: str) -> Client:
+        """A subscriber; raises `HandshakeError` if it is refused. With `tight` nothing waits between the two ends."""
+        here: trio.abc.Stream
+        there: trio.abc.Stream
+        here, there = trio.testing.lockstep_stream_pair() if tight else trio.testing.memory_stream_pair()
+        self.serving.start_soon(self.module.handle, there)
         names = [(name.replace("_", "-"), value) for name, value in headers.items()]
         framing, rest = await connect(here, "engine", target, names)
         client = Client(Connection(here, framing))

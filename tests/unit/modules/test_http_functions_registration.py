@@ -92,6 +92,8 @@ async def test_without_the_module_a_registration_is_refused_and_everybody_hears_
         assert "iii-http-functions" in answer["message"]
         assert not await listed(worker, "ext::a")
         (row,) = await refused(worker)
+        info = (await worker.ask("engine::functions::info", {"function_id": "ext::a"}))["error"]["message"]
+        assert info.startswith("Function 'ext::a' is not registered. Its registration was refused:")
         assert (row["function_id"], row["worker_name"]) == ("ext::a", "w")
         assert row["code"] == "http_functions_unavailable"
         assert not worker.connection.closing, "the connection stays open and usable"

@@ -3,12 +3,14 @@
 import socket
 import threading
 from collections.abc import Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iii_trio.config import ConfigError, HttpFunctionsSecurity, HttpFunctionsSettings, structure
 from iii_trio.modules.http_functions import urls
@@ -66,6 +68,20 @@ def test_addresses_that_are_not_on_the_public_internet(text: str) -> None:
 )
 def test_addresses_that_are(text: str) -> None:
     assert is_public(ip_address(text))
+
+
+@given(st.ip_addresses(v=4))
+def test_ipv4_in_any_dress_is_judged_as_ipv4(address: IPv4Address) -> None:
+    inner = int(address)
+    dressed = (0xFFFF << 32 | inner, 0x64FF9B << 96 | inner, 0x2002 << 112 | inner << 80 | 1)
+    assert {is_public(IPv6Address(one)) for one in dressed} == {is_public(address)}
+    assert address.is_global or not is_public(address), "whatever Python holds to be private is private"
+
+
+@given(st.ip_addresses(v=6))
+def test_ipv6_is_public_where_it_is_global_unicast_only(address: IPv6Address) -> None:
+    plain = address.ipv4_mapped is None and address not in IPv6Network("64:ff9b::/96")
+    assert not (plain and is_public(address)) or address in IPv6Network("2000::/3")
 
 
 # -- URLs

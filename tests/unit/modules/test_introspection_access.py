@@ -114,6 +114,29 @@ async def test_a_session_without_a_grant_asks_in_vain() -> None:
             assert await here.ask(f"engine::{name}", {}) == "FORBIDDEN"
 
 
+async def test_a_trigger_that_outlasts_its_maker_sees_no_more_than_the_maker(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with scene() as here:
+        heard = record(here.user, "public::ear")
+        for name in ("functions", "workers"):
+            wanted = {"trigger_type": f"engine::{name}-available", "function_id": "public::ear"}
+            assert "id" in await here.ask("engine::register_trigger", wanted)
+        here.guest.cut()
+        await here.port.gone(here.guest)
+        await trio.sleep(1)
+        heard.payloads.clear()
+        hidden = await here.port.connect(name="hidden")
+        hidden.register("private::new")
+        shown = await here.port.connect(name="shown")
+        shown.register("public::new")
+        await trio.sleep(1)
+        lists = [payload for payload in heard.payloads if payload["event"] == "functions_changed"]
+        assert "public::new" in {row["function_id"] for row in lists[-1]["functions"]}
+        assert "private::new" not in {row["function_id"] for row in lists[-1]["functions"]}
+        assert {payload["worker_id"] for payload in heard.payloads if "worker_id" in payload} == {shown.worker_id}
+
+
 async def test_a_session_hears_of_workers_that_it_sees_and_of_their_end(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

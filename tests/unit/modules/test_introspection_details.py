@@ -130,7 +130,9 @@ async def test_what_is_missing_behind_a_binding_is_null() -> None:
 
 async def test_a_worker_is_shown_with_all_that_it_registered() -> None:
     async with engine() as (core, user, port):
-        worker = await port.connect(name="shop", runtime="go", os="linux", pid=7, telemetry={"language": "go"})
+        worker = await port.connect(
+            name="shop", runtime="go", os="linux", pid=7, telemetry={"language": "go", "amplitude_api_key": "k"}
+        )
         worker.register("shop::sell", description="Sells.")
         worker.send({"type": "registertriggertype", "id": "till", "description": "Rings."})
         await worker.settled()
@@ -146,6 +148,7 @@ async def test_a_worker_is_shown_with_all_that_it_registered() -> None:
         ours = {"functions", "telemetry"}
         assert set(info["worker"]) == summary | ours | {"internal", "pid"}
         assert (info["worker"]["internal"], info["worker"]["pid"]) == (False, 7)
+        assert info["worker"]["telemetry"] == {"language": "go", "project_name": None, "framework": None}
         assert info["functions"] == [
             {"function_id": "shop::sell", "namespace": "default", "worker_name": "shop", "description": "Sells."}
         ]

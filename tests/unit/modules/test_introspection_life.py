@@ -296,7 +296,7 @@ async def test_log_lines_name_their_sender_and_huge_details_stay_out(caplog: pyt
 async def test_a_subscriber_that_never_answers_is_told_again_after_a_while(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with engine() as (core, user, port):
+    async with engine() as (_, user, port):
         worker = await port.connect(name="w")
         worker.register("never")
         bind = {"id": "t", "trigger_type": FUNCTIONS, "function_id": "never", "config": {}}

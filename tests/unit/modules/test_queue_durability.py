@@ -18,6 +18,12 @@ from iii_trio.stores import Failed, Job, JobLog, NewJob, OnDone, StoreFull, open
 ONE = configured(one=QueueSettings(concurrency=1, max_retries=3, backoff_ms=1000))
 
 
+GUARDED = {
+    *("append", "ack", "retry", "dead_letter", "redrive", "redrive_one", "discard", "dead_letters"),
+    *("remove", "note", "trim"),
+}
+
+
 @define(eq=False)
 class Unsteady:
     """A job log that answers later, or refuses; everything else goes to `log`."""
@@ -29,7 +35,7 @@ class Unsteady:
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self.log, name)
-        if name not in ("append", "ack", "retry", "dead_letter", "redrive", "redrive_one", "discard", "dead_letters"):
+        if name not in GUARDED:
             return operation
 
         def guarded(*args: Any) -> None:

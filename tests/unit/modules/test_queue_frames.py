@@ -199,3 +199,18 @@ async def test_nothing_is_repeated_while_a_timed_out_delivery_may_still_run(auto
         assert not [frame for frame in worker.frames if frame["type"] == "invokefunction"]
         assert await world.dead("default") == []
         assert first["invocation_id"] != second["invocation_id"]
+
+
+async def test_an_enqueue_frame_may_carry_delay_priority_and_key(autojump_clock: MockClock) -> None:
+    async with frames() as (world, _, worker):
+        handler = world.serve("f")
+        start = trio.current_time()
+        action = {"type": "enqueue", "queue": "default", "delay_ms": 3_000, "deduplication_key": "k", "priority": 9}
+        for n in range(2):
+            assert "messageReceiptId" in (await worker.ask("f", {"n": n}, action=action))["result"]
+        await handler.wait(1)
+        await trio.sleep(60)
+        assert handler.data == [{"n": 0}]
+        assert round(handler.seen[0].at - start) == 3
+        refused = await worker.ask("f", {}, action={**action, "priority": 256})
+        assert "`priority` must be at most 255" in refused["error"]["message"]

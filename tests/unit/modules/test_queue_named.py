@@ -163,7 +163,7 @@ async def test_attempts_are_counted_and_spaced_as_configured(autojump_clock: Moc
         assert letter["id"] == receipt
         assert letter["payload"] == {"n": 1}
         assert letter["retries"] == 4
-        assert letter["error"] == "invocation_failed: forced failure"
+        assert letter["error"] == "invocation_failed: forced failure\nsomewhere"
         assert 1_700_000_000 <= letter["failed_at"] < 1_700_000_010
 
 

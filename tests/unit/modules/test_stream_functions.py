@@ -44,7 +44,13 @@ async def test_lists_keep_the_order_of_first_setting_whatever_the_names() -> Non
         assert await ask(user, "stream::list", address(None)) == []
         assert await ask(user, "stream::list_groups", {"stream_name": "s"}) == []
         assert await ask(user, "stream::list_all", None) == {"stream": [], "count": 0}
-        for name, group, item in [("a:b", "c", "2"), ("a", "b:c", "1"), ("a:b", "c", "1"), ("", "", ""), ("/", "x", "x")]:
+        for name, group, item in [
+            ("a:b", "c", "2"),
+            ("a", "b:c", "1"),
+            ("a:b", "c", "1"),
+            ("", "", ""),
+            ("/", "x", "x"),
+        ]:
             await ask(user, "stream::set", {**address(item, group, name), "data": f"{name}|{group}|{item}"})
         assert await ask(user, "stream::list", address(None, "c", "a:b")) == ["a:b|c|2", "a:b|c|1"]
         assert await ask(user, "stream::list", address(None, "b:c", "a")) == ["a|b:c|1"]

@@ -10,7 +10,7 @@ import trio.testing
 
 from iii_trio import ChannelReceiver, ChannelSender, Client, Worker, open_client
 from iii_trio.engine import Engine, Listener, open_engine
-from iii_trio.sdk import InvocationError
+from iii_trio.sdk import InvocationError, schema_of
 from iii_trio.sdk.dial import Address
 from iii_trio.transport import Request, accept
 
@@ -388,6 +388,14 @@ async def test_headers_token_and_query_go_with_an_end(
         assert ("authorization", "Bearer secret") in request.headers
         assert request.query.startswith("t=1")
         assert request.path.startswith("/p/")
+
+
+def test_an_end_has_the_schema_of_its_ref() -> None:
+    for end, direction in ((ChannelSender, "write"), (ChannelReceiver, "read")):
+        schema = schema_of(end)
+        assert schema is not None
+        assert schema["required"] == ["channel_id", "access_key", "direction"]
+        assert schema["properties"]["direction"] == {"const": direction}
 
 
 def test_the_address_of_an_end() -> None:

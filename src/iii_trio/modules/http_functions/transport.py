@@ -48,7 +48,7 @@ class OneSend(httpcore.AsyncNetworkStream):
         self._stopped = False
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Keep bytes for the next `read`; reached between requests only, so that it is no cancellation point."""
+        """Keep bytes for the next `read`: nothing is sent here, and nothing is waited for."""
         if buffer:
             self._unsent.append(buffer)
 

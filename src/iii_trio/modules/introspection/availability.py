@@ -150,15 +150,15 @@ class Availability:
 
     def _may_hear(self, binding: Binding, subscriber: Subscriber, worker_id: str) -> bool:
         """Whether a subscriber sees that worker, or saw it before it left; without access control everybody does."""
-        viewer = binding.owner
-        if viewer is None or viewer.session is None:
+        session = sight.session_of(binding)
+        if session is None:
             return True
         peer = self.core.workers.get(worker_id)
         if peer is None:
             known = worker_id in subscriber.told
             subscriber.told.discard(worker_id)
             return known
-        if not sight.worker(self.core, viewer, peer):
+        if not sight.worker(self.core, binding.owner, session, peer):
             return False
         subscriber.told.add(worker_id)
         return True
@@ -184,7 +184,7 @@ class Availability:
             subscriber.stale = True
             return
         subscriber.busy, subscriber.stale = True, False
-        session = None if binding.owner is None else binding.owner.session
+        session = sight.session_of(binding)
         payload = lists.get(id(session))
         if payload is None:
             payload = lists[id(session)] = self._function_list(session)

@@ -326,7 +326,8 @@ def _find(core: Engine, function_id: str, namespace: str | None) -> FunctionEntr
     if entry is not None:
         return entry
     if not spaces:
-        raise WireError(f"Function '{function_id}' is not registered.", NOT_FOUND)
+        why = core.delegation.why_missing(space, function_id)
+        raise WireError(f"Function '{function_id}' is not registered.{why and f' {why}.'}", NOT_FOUND)
     text = (
         f"Function '{function_id}' is ambiguous: it is registered in namespace(s): {', '.join(spaces)}. "
         "Pass `namespace` to select one."

@@ -35,6 +35,7 @@ _DESCRIPTIONS: Final = {
     "state": "Distributed key-value state management with reactive change triggers.",
 }
 SUMMARY_CHARS: Final = 80
+_TELEMETRY: Final = ("language", "project_name", "framework")
 
 
 def value_of(text: Json) -> Any:
@@ -181,9 +182,16 @@ def remote_row(peer: RemotePeer, functions: list[str]) -> Row:
         "ip_address": peer.address,
         "functions": functions,
         "pid": info and info.pid,
-        "telemetry": info and info.telemetry,
+        "telemetry": _telemetry(None if info is None else info.telemetry),
         "internal": False,
     }
+
+
+def _telemetry(told: dict[str, Any] | None) -> Row | None:
+    """What a worker told of its project; whatever else it told, such as a key of somebody's, is for nobody (§15)."""
+    if told is None:
+        return None
+    return {key: value if isinstance(value := told.get(key), str) else None for key in _TELEMETRY}
 
 
 def module_row(module: str, peers: Iterable[Peer], functions: list[str], started_at_ms: int) -> Row:

@@ -16,12 +16,17 @@ def function(core: Engine, session: Session | None, namespace: str, function_id:
     return core.access.check(session, namespace, function_id, entry) is None
 
 
-def served_by(core: Engine, viewer: Peer, peer: Peer) -> list[FunctionEntry]:
-    """The functions of `peer` that `viewer` sees, by id; all of its own."""
+def session_of(shown: Binding) -> Session | None:
+    """Whose eyes a binding's events are for: its owner's, or those of who made it to outlast the connection."""
+    return shown.session if shown.owner is None else shown.owner.session
+
+
+def served_by(core: Engine, viewer: Peer | None, session: Session | None, peer: Peer) -> list[FunctionEntry]:
+    """The functions of `peer` that `viewer`, whose session it is, sees, by id; all of its own."""
     entries = (
         entry
         for (namespace, function_id), entry in peer.functions.items()
-        if viewer is peer or function(core, viewer.session, namespace, function_id)
+        if viewer is peer or function(core, session, namespace, function_id)
     )
     return sorted(entries, key=lambda entry: entry.id)
 
@@ -36,6 +41,6 @@ def binding(core: Engine, viewer: Peer, shown: Binding) -> bool:
     return shown.owner is viewer or function(core, viewer.session, shown.namespace, shown.function_id)
 
 
-def worker(core: Engine, viewer: Peer, peer: Peer) -> bool:
+def worker(core: Engine, viewer: Peer | None, session: Session | None, peer: Peer) -> bool:
     """Itself, and whoever serves a function that it may call."""
-    return viewer.session is None or viewer is peer or bool(served_by(core, viewer, peer))
+    return session is None or viewer is peer or bool(served_by(core, viewer, session, peer))

@@ -70,9 +70,10 @@ class Workers:
 
     def _row(self, core: Engine, viewer: Peer, peers: tuple[Peer, ...]) -> Row | None:
         """The row of one worker, or None when `viewer` does not see it. Of others a session sees no whereabouts."""
-        if not any(sight.worker(core, viewer, peer) for peer in peers):
+        if not any(sight.worker(core, viewer, viewer.session, peer) for peer in peers):
             return None
-        functions = sorted({entry.id for peer in peers for entry in sight.served_by(core, viewer, peer)})
+        served = (entry for peer in peers for entry in sight.served_by(core, viewer, viewer.session, peer))
+        functions = sorted({entry.id for entry in served})
         (first, *_) = peers
         if isinstance(first, LocalPeer):
             return rows.module_row(rows.module_of(first), peers, functions, self.started_at_ms)
@@ -123,7 +124,7 @@ def _registered(core: Engine, viewer: Peer, peers: tuple[Peer, ...]) -> Row:
         return target is not None and target.owner in peers
 
     claims = [claim for claim in core.triggers.types() if claim.owner in peers and sight.trigger_type(viewer, claim)]
-    functions = [entry for peer in peers for entry in sight.served_by(core, viewer, peer)]
+    functions = [entry for peer in peers for entry in sight.served_by(core, viewer, viewer.session, peer)]
     return {
         "functions": [
             rows.function_summary(entry) for entry in sorted(functions, key=lambda entry: (entry.id, entry.namespace))

@@ -226,7 +226,7 @@ class Attempt:
                 self.job.message_id or self.job.id,
                 self.item.target[1],
                 self._verdict.attempts,
-                self._verdict.error,
+                self._verdict.error.partition("\n")[0],  # the stack stands with the dead letter
             )
         self.queue.settled(self.item, self._verdict)
         self._release()

@@ -72,17 +72,18 @@ def function_id(operation: str, stream: str) -> str:
 
 @define(eq=False)
 class _Turn:
-    waiting: deque[Step] = field(factory=deque)
-    running: bool = False
+    waiting: deque[tuple[bool, Step]] = field(factory=deque)
+    running: int = 0
+    alone: bool = False
     advancing: bool = False
 
 
 @define(eq=False)
 class Turns:
-    """Steps that must not overlap, by place. Only where an exclusive step is under way or waits does anybody wait.
+    """Steps at one place in the order in which they come: those that are exclusive alone, all others side by side.
 
     An update of a provider that has no update of its own is two calls, a get and a set: between them no other write of
-    the same item may reach the provider.
+    the same item may reach the provider, nor be on its way there.
     """
 
     _turns: dict[tuple[str, str, str], _Turn] = field(factory=dict, init=False)
@@ -91,26 +92,25 @@ class Turns:
         """Begin `step`, now or when those before it have ended."""
         turn = self._turns.get(place)
         if turn is None:
-            if not exclusive:
-                step(lambda: None)
-                return
             turn = self._turns[place] = _Turn()
-        turn.waiting.append(step)
+        turn.waiting.append((exclusive, step))
         self._advance(place, turn)
 
     def _advance(self, place: tuple[str, str, str], turn: _Turn) -> None:
         if turn.advancing:
             return  # a step that ended at once is followed up by the loop below
         turn.advancing = True
-        while turn.waiting and not turn.running:
-            turn.running = True
-            turn.waiting.popleft()(partial(self._ended, place, turn))
+        while turn.waiting and not turn.alone and (not turn.running or not turn.waiting[0][0]):
+            turn.alone, step = turn.waiting.popleft()
+            turn.running += 1
+            step(partial(self._ended, place, turn))
         turn.advancing = False
         if not turn.running:
             del self._turns[place]
 
     def _ended(self, place: tuple[str, str, str], turn: _Turn) -> None:
-        turn.running = False
+        turn.running -= 1
+        turn.alone = False
         self._advance(place, turn)
 
     def __len__(self) -> int:
