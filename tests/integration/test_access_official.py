@@ -203,7 +203,8 @@ async def test_a_token_from_file_or_environment(where: str, tmp_path: Path, monk
     else:
         text, environ = TOKEN.replace(', token: "${SECRET}"', ""), {"III_TOKEN": "sesame"}
     async with host(text, environ) as running:
-        assert running.child_environment() == {"III_URL": url(running, 0), "III_TOKEN": "sesame"}
+        expected = {"III_URL": url(running, 0), "III_TOKEN": "sesame", "III_LOG_LEVELS": "1"}
+        assert running.child_environment() == expected
         with pytest.raises(NotConnected):
             async with open_client(url(running, 0), reconnect=Reconnect(max_retries=0)):
                 pytest.fail("came in without a token")

@@ -118,7 +118,7 @@ async def test_a_backup_holds_the_entries_and_gives_them_back(tmp_path: Path) ->
     data = str(tmp_path / "data")
     arguments = ["restore", made["directory"], "-c", str(tmp_path / "config.yaml"), "--data-dir", data]
     done = await trio.run_process([*COMMAND, *arguments], capture_stdout=True)
-    assert b"stand as of" in done.stdout
+    assert b"As of " in done.stdout
     async with run_engine(tmp_path) as engine, open_client(engine.url) as client:
         assert (await client.call("configuration::get", {"id": "iii-state"}))["value"] == {"max_value_bytes": 5}
 

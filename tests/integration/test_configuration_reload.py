@@ -377,3 +377,20 @@ async def test_bad_json_in_the_log_is_no_secret(tmp_path: Path, caplog: pytest.L
         (entries / "mine.yaml").write_text(json.dumps({"id": "mine", "value": {"key": "hush"}}))
         await bench.heard.until(lambda: "is not taken over" in caplog.text)
     assert "hush" not in caplog.text
+
+
+async def test_a_guest_of_a_guarded_port_sees_no_secrets(tmp_path: Path) -> None:
+    guarded = "{{port: 0, rbac: {{expose_functions: ['match(\"{grants}\")']}}}}"
+    ports = "\n".join(
+        f"  - name: iii-worker-manager\n    config: {guarded.format(grants=grants)}"
+        for grants in ("configuration::get", "configuration::*")
+    )
+    text = f"workers:\n  - name: iii-worker-manager\n    config: {{port: 0}}\n{ports}\n"
+    async with engine(tmp_path, text) as bench:
+        about = {"id": "mine", "name": "", "description": "", "schema": {}}
+        await bench.call("configuration::register", **about, initial_value={"api_key": "k", "host": "h"})
+        seen = []
+        for listener in bench.running.listeners:
+            async with open_client(f"ws://127.0.0.1:{listener.addresses[0][1]}") as client:
+                seen.append((await client.call("configuration::get", {"id": "mine"}))["value"]["api_key"])
+        assert seen == ["k", "********", "k"]

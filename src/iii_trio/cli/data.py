@@ -56,8 +56,9 @@ def backup(name: str | None, as_json: bool, target: Target) -> None:
 def restore(directory: Path, path: Path | None, data_dir: Path | None) -> None:
     """Put the backup in DIRECTORY in the place of the stores that the configuration names, and of its stored entries.
 
-    Every byte of the backup is checked first. What stood in its place is moved into a directory beside it, not
-    deleted. Messages that were waiting when the backup was made are delivered again once the engine runs.
+    Give it the options that the engine is started with. Every byte of the backup is checked first. What stood in its
+    place is moved into a directory beside it, not deleted. Messages that were waiting when the backup was made are
+    delivered again once the engine runs.
     """
     plan = _plan(path, data_dir)
     files, entries = plan.store_files(), plan.entries_directory()
@@ -67,8 +68,11 @@ def restore(directory: Path, path: Path | None, data_dir: Path | None) -> None:
         manifest, moved = restore_backup(directory, files, folders=folders, aside=aside)
     except StoreError as error:
         fail(str(error))
-    names = ", ".join(name for file in manifest.files for name in file.names)
-    show(f"{names} stand as of {manifest.made_at}.")
+    show(f"As of {manifest.made_at} stand:")
+    for file in manifest.files:
+        show(f"  {', '.join(file.names)}: {files[file.names[0]]}")
+    for name in manifest.folders:
+        show(f"  {name}: {folders.get(name, 'left out, for the configuration keeps none')}")
     for place in moved:
         show(f"What was there before is in {place}.")
 

@@ -92,6 +92,8 @@ class Adopted:
     chosen: dict[str, Any] = field(factory=dict)
     hands: Hands = field(factory=Hands)
     watch: Binding | None = field(default=None, init=False)
+    pending: bool = field(default=False, init=False)
+    """The last change could not be carried out."""
     _busy: trio.Lock = field(factory=trio.Lock, init=False)
 
     @property
@@ -216,7 +218,7 @@ class Adoption:
                 self._peer.core.triggers.unregister(adopted.watch.id)
         entry = self.registry.get(adopted.id)
         if entry is not None and entry.kept.absent:
-            await self.registry.delete(adopted.id)
+            await self.registry.delete(adopted.id, "engine")
 
     async def refile(self, adopted: Adopted, block: Block) -> bool:
         """The file says something else now; False if that could not be carried out (the log says why)."""
@@ -239,7 +241,7 @@ class Adoption:
                         overridden = sorted((stored - adopted.stored) & set(adopted.block.flags))
                         if overridden:
                             log.warning("%s: %s: the command line's value stays", adopted.id, ", ".join(overridden))
-                        adopted.stored = stored
+                        adopted.stored, adopted.pending = stored, False
                         return True
                     except IIIError as error:
                         log.error("%s keeps its settings: %s", adopted.id, error)
@@ -250,6 +252,7 @@ class Adoption:
                     if not last:
                         await trio.sleep(RETRY_S)
             self._refused += 1
+            adopted.pending = True
             return False
 
     async def _on_change(self, nursery: trio.Nursery, adopted: Adopted, call: Call, data: Json) -> Json:

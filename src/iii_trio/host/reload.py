@@ -131,13 +131,12 @@ class Reload:
                     log.info("worker %s: not listed any more, ended", name)
             elif not running:
                 await self.crew.start(new)
-                adopted = self.adoption.get(name)
-                if adopted is not None:
-                    await self.adoption.introduce(adopted)
+                started = self.adoption.get(name)
+                if started is not None:
+                    await self.adoption.introduce(started)
                 log.info("worker %s: started, %s", new.entry.label, new.sources())
-            elif old is None or old.file.settings != new.file.settings or old.file.given != new.file.given:
-                adopted = self.adoption.get(name)
-                if adopted is None or not await self.adoption.refile(adopted, new):
+            elif (adopted := self.adoption.get(name)) is not None and (adopted.pending or _differ(old, new)):
+                if not await self.adoption.refile(adopted, new):
                     return False
                 self.adoption.log_sources([new])
         except (IIIError, ExceptionGroup) as error:
@@ -148,6 +147,10 @@ class Reload:
     def statistics(self) -> ReloadStatistics:
         """A frozen picture of what came of the file's changes."""
         return ReloadStatistics(self._taken, self._refused)
+
+
+def _differ(old: Block | None, new: Block) -> bool:
+    return old is None or (old.file.settings, old.file.given) != (new.file.settings, new.file.given)
 
 
 def _content(source: Path) -> bytes | None:

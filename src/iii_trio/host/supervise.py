@@ -130,7 +130,13 @@ class Supervised:
         replacement = self._replacement = _Replacement(self.make)
         self.make = make
         self._life.cancel()
-        await replacement.settled.wait()
+        try:
+            await replacement.settled.wait()
+        except BaseException:
+            if self._replacement is replacement:  # it has not come to run, and nobody waits for it any more
+                self._replacement, self.make = None, replacement.before
+                self._life.cancel()
+            raise
         if replacement.failure is not None:
             raise _start_error(self.name, replacement.failure) from replacement.failure
 

@@ -1,6 +1,6 @@
 """The worker SDK: declare functions, connect to an engine, call and be called (spec/sdk.md §12)."""
 
-from .builtins import Append, Change, Decrement, Increment, Merge, Operation, Remove, Scope, Set, State
+from .builtins import Append, Change, Decrement, Group, Increment, Merge, Operation, Remove, Scope, Set, State, Stream
 from .channels import ChannelReceiver, ChannelSender
 from .client import Client, FromThread
 from .compat import III, InitOptions, TriggerAction, register_worker
@@ -45,6 +45,7 @@ __all__ = [
     "FromThread",
     "Function",
     "FunctionNotFound",
+    "Group",
     "HttpRequest",
     "HttpResponse",
     "Increment",
@@ -67,6 +68,7 @@ __all__ = [
     "Scope",
     "Set",
     "State",
+    "Stream",
     "Trigger",
     "TriggerAction",
     "TriggerProvider",

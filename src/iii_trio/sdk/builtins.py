@@ -1,4 +1,4 @@
-"""Clients for what every engine has built in: state and topics. They always address namespace `default`."""
+"""Clients for what every engine has built in: state and streams. They always address namespace `default`."""
 
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -123,6 +123,66 @@ class State:
         result = await self._client.call("state::list_groups", {}, namespace=DEFAULT_NAMESPACE)
         groups = result.get("groups", []) if isinstance(result, dict) else result
         return [str(group) for group in groups or ()]
+
+
+@frozen
+class Group:
+    """One group of a stream (spec/state-stream.md §3): text item ids to JSON values, in the order they were first set.
+
+    Everybody who follows the group is told of each change, in the order of the writes.
+    """
+
+    _client: "Client"
+    stream: str
+    id: str
+
+    async def get(self, item: str, *, into: Any = None) -> Any:
+        """The value of `item`, None if there is none; structured as the type `into`, if given."""
+        return await self._call("get", {"item_id": item}, into)
+
+    async def set(self, item: str, value: Any) -> Change:
+        """Store `value`; on disk when this returns. Followers in browsers expect an object with the item's id in `id`."""
+        return _change(await self._call("set", {"item_id": item, "data": value}))
+
+    async def update(self, item: str, *operations: Operation) -> Change:
+        """Apply the operations in order as one atomic step."""
+        return _change(await self._call("update", {"item_id": item, "ops": [_wire(one) for one in operations]}))
+
+    async def delete(self, item: str) -> Any:
+        """Remove `item`; its value, None if there was none."""
+        return _change(await self._call("delete", {"item_id": item})).old_value
+
+    async def list(self) -> Any:
+        """Every value of the group, a list without the ids."""
+        return await self._call("list", {})
+
+    async def send(self, type: str, data: Any = None, *, item: str | None = None) -> None:
+        """Tell whoever follows the group now, or with `item` that item; nothing is stored."""
+        await self._call("send", {"type": type, "data": data, **({} if item is None else {"id": item})})
+
+    async def _call(self, operation: str, payload: dict[str, Any], into: Any = None) -> Any:
+        place = {"stream_name": self.stream, "group_id": self.id}
+        return await self._client.call(
+            f"stream::{operation}", {**place, **payload}, namespace=DEFAULT_NAMESPACE, into=into
+        )
+
+
+@frozen
+class Stream:
+    """One stream: `stream["group"]` is one group of it."""
+
+    _client: "Client"
+    name: str
+
+    def __getitem__(self, group: str) -> Group:
+        return Group(self._client, self.name, group)
+
+    async def groups(self) -> list[str]:
+        """The ids of all groups that hold something."""
+        payload = {"stream_name": self.name}
+        result = await self._client.call("stream::list_groups", payload, namespace=DEFAULT_NAMESPACE)
+        found = result.get("groups", []) if isinstance(result, dict) else result
+        return [str(group) for group in found or ()]
 
 
 def _wire(operation: Operation) -> dict[str, Any]:

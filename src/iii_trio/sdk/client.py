@@ -24,7 +24,7 @@ from iii_trio.protocol.messages import (
     UnregisterTriggerType,
 )
 
-from .builtins import DEFAULT_NAMESPACE, State
+from .builtins import DEFAULT_NAMESPACE, State, Stream
 from .calls import PendingCall
 from .channels import CREATE, ChannelEnds, ChannelReceiver, ChannelSender, arriving
 from .errors import InvalidResult, InvocationTimeout, PayloadTooLarge
@@ -183,6 +183,10 @@ class Client:
             return self.channels.sender(refs["writer"]), self.channels.receiver(refs["reader"])
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidResult(f"the engine's answer is no channel: {error}", function_id=CREATE) from None
+
+    def stream(self, name: str) -> Stream:
+        """One stream: `client.stream("name")["group"].set(item, value)`."""
+        return Stream(self, name)
 
     @property
     def state(self) -> State:

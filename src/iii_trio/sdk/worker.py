@@ -168,6 +168,20 @@ class Worker:
         config = {name: value for name, value in (("scope", scope), ("key", key)) if value is not None}
         return self.on("state", config, condition=condition, metadata=metadata)
 
+    def stream(
+        self,
+        name: str,
+        *,
+        group: str | None = None,
+        item: str | None = None,
+        condition: str | None = None,
+        metadata: Any = None,
+    ) -> Callable[[F], F]:
+        """Call the handler with every event of the stream `name`, in `group`, about `item`; None stands for any."""
+        places = (("stream_name", name), ("group_id", group), ("item_id", item))
+        config = {key: value for key, value in places if value is not None}
+        return self.on("stream", config, condition=condition, metadata=metadata)
+
     def subscribe(self, topic: str, *, condition: str | None = None, metadata: Any = None) -> Callable[[F], F]:
         """Call the handler for what is published to `topic` while this worker is connected."""
         return self.on("subscribe", {"topic": topic}, condition=condition, metadata=metadata)

@@ -276,9 +276,9 @@ class ChaosMachine(RuleBasedStateMachine):
 
 
 def test_nothing_is_stranded_whatever_happens(caplog: pytest.LogCaptureFixture) -> None:
-    walk(ChaosMachine, examples=100, steps=50, caplog=caplog)
+    walk(ChaosMachine, examples=60, steps=50, caplog=caplog)
 
 
 @pytest.mark.long
 def test_nothing_is_stranded_whatever_happens_for_long(caplog: pytest.LogCaptureFixture) -> None:
-    walk(ChaosMachine, examples=2_000, steps=80, caplog=caplog)
+    walk(ChaosMachine, examples=1_500, steps=80, caplog=caplog)

@@ -264,7 +264,9 @@ async def test_a_module_that_waits_for_its_restart_is_replaced_at_once(autojump_
         assert len(bench.made) == 1
 
 
-async def test_stopping_frees_who_waits_for_a_replacement(autojump_clock: MockClock) -> None:
+async def test_a_replacement_that_takes_for_ever_is_given_up_by_patience_or_by_stopping(
+    autojump_clock: MockClock,
+) -> None:
     async with open_bench() as bench:
         supervised = await bench.start()
 
@@ -272,6 +274,10 @@ async def test_stopping_frees_who_waits_for_a_replacement(autojump_clock: MockCl
             async def run(self, core: Engine, *, task_status: trio.TaskStatus[None]) -> None:
                 await trio.sleep_forever()
 
+        with trio.move_on_after(10):
+            await supervised.replace(lambda: Slow(bench.starts, bench.ends))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (len(bench.made), bench.core.modules) == (2, {"fragile": "running"})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(supervised.replace, lambda: Slow(bench.starts, bench.ends))
             await trio.testing.wait_all_tasks_blocked()

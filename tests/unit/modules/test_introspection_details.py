@@ -125,6 +125,25 @@ async def test_what_is_missing_behind_a_binding_is_null() -> None:
         )
 
 
+# -- baggage ----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_baggage_of_a_call_can_be_looked_at() -> None:
+    async with engine() as (_, user, _port):
+        brought = "tenant=a%20b;secret, empty=,=nameless,alone,iii.function.id=f"
+        everything = await ask(user, "engine::baggage::get_all", {}, baggage=brought)
+        assert everything == {"baggage": {"tenant": "a b", "empty": "", "iii.function.id": "f"}}
+        assert await ask(user, "engine::baggage::get", {"key": "tenant"}, baggage=brought) == {"value": "a b"}
+        assert await ask(user, "engine::baggage::get", {"key": "other"}, baggage=brought) == {"value": None}
+        assert await ask(user, "engine::baggage::get_all") == {"baggage": {}}
+        assert await ask(user, "engine::baggage::set", {"key": "k", "value": "v"}) == {
+            "success": True,
+            "note": "Baggage set in new context. For propagation, use SDK-level baggage headers.",
+        }
+        for name, payload in (("get", {}), ("set", {"key": "k"}), ("set", {"key": "k", "value": 1})):
+            assert (await refused(user, f"engine::baggage::{name}", payload))[0] == "deserialization_error"
+
+
 # -- workers ----------------------------------------------------------------------------------------------------------
 
 

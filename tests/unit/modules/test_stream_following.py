@@ -119,6 +119,28 @@ async def test_joins_amid_writes_with_threads_below(tmp_path: Path) -> None:
             stop = True
 
 
+async def test_a_snapshot_that_takes_long_to_read_is_in_line_with_the_writes(tmp_path: Path) -> None:
+    """A write that comes while a large group is being read would be on disk, and told, long before its snapshot."""
+    async with threads(tmp_path) as store, stream(store) as (_, user, port):
+        await count_up(user)
+        async with trio.open_nursery() as nursery:
+            for number in range(3_000):
+                nursery.start_soon(put, user, str(number), 0)
+        for _ in range(3):
+            client = await port.connect()
+            client.send("join")
+            while port.module.statistics().hub.subscriptions == 0:  # type: ignore[union-attr]
+                await trio.lowlevel.checkpoint()
+            written = await count_up(user)
+            message = await client.next()
+            assert message["event"]["type"] == "sync"
+            at = number_of(message["event"]["data"])
+            while at < written:
+                at += 1
+                assert (await client.event())[2] == {"n": at}
+            await client.close()
+
+
 async def put(user: LocalPeer, item: str, value: Any, group: str = "g") -> None:
     await ask(user, "stream::set", {**address(item, group), "data": {"id": item, "v": value}})
 
@@ -287,3 +309,6 @@ async def test_whatever_happens_followers_end_with_what_is_stored(
         hub = port.module.statistics().hub
         assert hub is not None
         assert hub.subscribers == 3
+        for client in clients:  # a cancelled server would wait for them to read its farewell
+            client.connection.abort()
+            await client.end()

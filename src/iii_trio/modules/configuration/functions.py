@@ -5,6 +5,7 @@ Beyond the five functions of the reference there are `configuration::history` an
 without a grant of `configuration::secrets` (secrets.py); trusted connections see all.
 """
 
+import logging
 import operator
 from functools import partial
 from pathlib import Path
@@ -28,8 +29,11 @@ from .registry import Registry, RegistryStatistics
 from .secrets import RIGHT, MaskedWhereNothingIs, masked, unmasked
 from .watches import CONFIG_FORMAT, Watches
 
+log = logging.getLogger(__name__)
+
 TRIGGER_TYPE: Final = "configuration"
 MASKED: Final = "SECRET_MASKED"
+EXPIRED: Final = "expiry"
 _DEEPEST: Final = MAX_DEPTH - 4
 """Levels of a value: on the wire it stands inside an entry, inside a result or event, inside a frame."""
 
@@ -259,9 +263,15 @@ class ConfigurationModule:
 
             def expire() -> None:
                 self._expiring.pop(entry_id, None)
-                nursery.start_soon(self.registry.delete, entry_id, name=f"expiry of configuration {entry_id}")
+                nursery.start_soon(self._expire, entry_id, name=f"expiry of configuration {entry_id}")
 
             self._expiring[entry_id] = core.deadlines.after(ttl_s, expire)
+
+    async def _expire(self, entry_id: str) -> None:
+        try:
+            await self.registry.delete(entry_id, EXPIRED)
+        except WireError as error:
+            log.error("configuration '%s' has expired, but stays: %s", entry_id, error.message)
 
     async def _watch_files(self, directory: Path) -> None:
         """Watch the directory; while it is not there, the nearest one above it."""

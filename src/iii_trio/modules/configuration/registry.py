@@ -90,7 +90,11 @@ class Registry:
         """Be told of every change, in order, inside the change; the callback must not raise. Returns what ends it."""
         token = object()
         self._on_change[token] = callback
-        return lambda: self._on_change.pop(token, None) and None
+
+        def end() -> None:
+            self._on_change.pop(token, None)
+
+        return end
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
@@ -142,12 +146,12 @@ class Registry:
             await self._change(old, new, by)
             return old, new
 
-    async def delete(self, entry_id: str) -> None:
+    async def delete(self, entry_id: str, by: str) -> None:
         """Take an entry out altogether; none is fine. Raises `WireError` when its file cannot be removed."""
         async with self._writing:
             old = self._entries.get(entry_id)
             if old is not None:
-                await self._change(old, None, "ttl")
+                await self._change(old, None, by)
 
     async def history(self, entry_id: str) -> list[Past]:
         """The values that were set, newest first. Raises `WireError`."""
@@ -162,7 +166,7 @@ class Registry:
         if self.files is None:
             return
         loaded = await trio.to_thread.run_sync(self.files.load)
-        self._report(loaded)
+        self._report(loaded, "skipped")
         for entry in loaded.entries.values():
             self._entries[entry.id] = self._on_disk[entry.id] = entry
 
@@ -177,7 +181,7 @@ class Registry:
             except StoreError as error:
                 log.warning("%s; all entries stay as they are", error)
                 return
-            self._report(loaded)
+            self._report(loaded, "skipped, what it held before stays")
             for entry in loaded.entries.values():
                 before = self._on_disk.get(entry.id)
                 if before != entry:
@@ -219,11 +223,11 @@ class Registry:
             return
         await self._take_over(Changed(old, new))
 
-    def _report(self, loaded: Loaded) -> None:
+    def _report(self, loaded: Loaded, what: str) -> None:
         broken = {str(path): text for path, text in loaded.broken.items()}
         for path, text in broken.items():
             if self._broken.get(path) != text:
-                log.warning("skipped, what it held before stays: %s", text)
+                log.warning("%s: %s", what, text)
         self._broken = broken
 
     # -- steps --------------------------------------------------------------------------------------------------------

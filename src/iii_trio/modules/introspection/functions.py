@@ -32,7 +32,7 @@ from ...engine.triggers import ALIASES
 from ...protocol import Json, errors
 from ...protocol.errors import WireError
 from ..inputs import Fields, call_fields, object_schema
-from . import details, rows, sight
+from . import baggage, details, rows, sight
 from .availability import TOLD_S, Availability, AvailabilityStatistics
 from .metrics import Telemetry, TelemetryStatistics
 from .rows import Row
@@ -210,6 +210,28 @@ class IntrospectionModule:
             "The live tree of tasks.",
             object_schema("TreeInput", {}),
             object_schema("TreeResult", {}, ("name", "children")),
+        )
+        text = {"type": "string"}
+        add(
+            "engine::baggage::get",
+            baggage.get,
+            "One entry of the baggage that this call brings.",
+            object_schema("BaggageGetInput", {"key": text}, ("key",)),
+            object_schema("BaggageGetResult", {"value": _TEXT}, ("value",)),
+        )
+        add(
+            "engine::baggage::get_all",
+            baggage.get_all,
+            "All of the baggage that this call brings.",
+            object_schema("BaggageGetAllInput", {}),
+            object_schema("BaggageGetAllResult", {"baggage": {"type": "object"}}, ("baggage",)),
+        )
+        add(
+            "engine::baggage::set",
+            baggage.put,
+            "Checks an entry of baggage; what is to travel, an SDK sends along.",
+            object_schema("BaggageSetInput", {"key": text, "value": text}, ("key", "value")),
+            object_schema("BaggageSetResult", {"success": {"type": "boolean"}, "note": text}, ("success", "note")),
         )
         for name, level in LEVELS.items():
             peer.register(

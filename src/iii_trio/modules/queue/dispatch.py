@@ -59,7 +59,7 @@ WRITE_AGAIN_S: Final = 1.0
 class Shelf:
     """Messages of all queues kept in memory between log and delivery, up to `limit` bytes; the rest is read back.
 
-    `messages` counts the live messages of all queues, kept here or not.
+    `messages` counts the live messages of all queues, kept here or not, and those that wait for a first subscriber.
     """
 
     limit: int = SHELF_BYTES
@@ -248,7 +248,9 @@ class ActiveQueue:
 
     async def serve(self) -> None:
         """Dispatch until there are no shares, then let the consumers end what they have begun."""
-        send, receive = trio.open_memory_channel[Item](0)
+        # what is in flight never exceeds the concurrency, and nothing else ever lies in the channel: it needs no bound of
+        # its own, and handing over a message costs no turn of the loop
+        send, receive = trio.open_memory_channel[Item](math.inf)
         async with trio.open_nursery() as nursery, send:
             while self.shares:
                 self._wake = trio.Event()
@@ -256,21 +258,20 @@ class ActiveQueue:
                 for effect in self.machine.poll(self.core.clock.now()):
                     if isinstance(effect, SetTimer):
                         timer = effect.when
-                        continue
-                    idle = send.statistics().tasks_waiting_receive
-                    if not idle and len(nursery.child_tasks) < max(1, self.machine.policy.concurrency):
-                        nursery.start_soon(self._consume, receive, nursery, name=f"consumer of {self.key.name}")
-                    await send.send(effect.item)
+                    else:
+                        send.send_nowait(effect.item)
+                while self._consumers < min(self.machine.in_flight, self.machine.policy.concurrency):
+                    self._consumers += 1
+                    nursery.start_soon(self._consume, receive, name=f"consumer of {self.key.name}")
                 with trio.move_on_at(timer):
                     await self._wake.wait()
             self._serving = False
 
-    async def _consume(self, receive: trio.MemoryReceiveChannel[Item], nursery: trio.Nursery) -> None:
-        self._consumers += 1
+    async def _consume(self, receive: trio.MemoryReceiveChannel[Item]) -> None:
         try:
             async for item in receive:
                 await self._deliver(item)
-                if len(nursery.child_tasks) > max(1, self.machine.policy.concurrency):
+                if self._consumers > max(1, self.machine.policy.concurrency):
                     return
         finally:
             self._consumers -= 1

@@ -81,7 +81,7 @@ def register(peer: LocalPeer, queues: Queues) -> None:
 def later(call: Call, answer: Callable[[T], Json | None], refused: Callable[[StoreError], WireError]) -> OnDone[T]:
     """A callback for the log that answers `call`; an `answer` of None is an answer without a value."""
 
-    def on_done(result: Result[T]) -> None:
+    def on_done(result: "Result[T]") -> None:  # quoted: it would be built anew for each call
         if isinstance(result, Failed):
             call.fail(refused(result.error))
             return
@@ -120,7 +120,7 @@ class QueueFunctions:
             request.optional_text("baggage"),
         )
 
-        def answer(stored: list[Job]) -> Json:
+        def answer(stored: "list[Job]") -> Json:
             repetition = {} if stored else {"deduplicated": True}
             return Json.of({"messageReceiptId": receipt, **repetition})
 

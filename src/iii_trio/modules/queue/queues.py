@@ -85,6 +85,7 @@ class Queues:
     definitions: Definitions = field(init=False)
     retention: Retention = field(init=False)
     _queues: dict[QueueKey, ActiveQueue] = field(factory=dict, init=False)
+    _named: dict[str, ActiveQueue] = field(factory=dict, init=False)
     _topics: dict[str, dict[Target, ActiveQueue]] = field(factory=dict, init=False)
     _subscribed: dict[str, ActiveQueue] = field(factory=dict, init=False)
     _unclaimed: Counter[str] = field(factory=Counter, init=False)
@@ -119,7 +120,7 @@ class Queues:
             for heading in headings:
                 key = keys.get(heading.queue) or keys.setdefault(heading.queue, QueueKey.parse(heading.queue))
                 if heading.function_id is None:
-                    self._unclaimed[key.name] += 1
+                    self._claimed(key.name, -1)
                 else:
                     self._queue(key).take_in(heading, deliveries=heading.attempts + (heading.due_at_ms <= now_ms))
             after = headings[-1].seq
@@ -197,9 +198,9 @@ class Queues:
         config = self.config(name)
         if config is None:
             raise WireError(f"Queue '{name}' not found", errors.ENQUEUE_ERROR)
-        key = QueueKey(Kind.NAMED, name)
-        sorting = reading(name, config, message)
-        if config.max_length is not None and self._queue(key).length >= config.max_length:
+        queue = self._named.get(name) or self._queue(QueueKey(Kind.NAMED, name))
+        key, sorting = queue.key, reading(name, config, message)
+        if config.max_length is not None and queue.length >= config.max_length:
             text = (
                 f"Queue '{name}' is full: max_length is {config.max_length}; try again when messages have been handled"
             )
@@ -242,11 +243,12 @@ class Queues:
         self._append(jobs, keys, self._once(unclaimed, message.repetition_key, DEDUPLICATION_WINDOW_MS), on_done)
 
     def _check_room(self, count: int) -> None:
-        if self.shelf.messages + self._unclaimed.total() + count > QUEUE_MESSAGES:
+        if self.shelf.messages + count > QUEUE_MESSAGES:
             text = f"{QUEUE_MESSAGES} messages wait in the queues of this engine, which is all it takes"
             raise WireError(text, QUEUE_FULL)
 
     def _claimed(self, topic: str, count: int) -> None:
+        self.shelf.messages -= count
         self._unclaimed[topic] -= count
         if not self._unclaimed[topic]:
             del self._unclaimed[topic]
@@ -274,7 +276,7 @@ class Queues:
         max_attempts, backoff_ms = attempts
         wait_ms = delay_ms if message.delay_ms is None else message.delay_ms
         return NewJob(
-            id=str(uuid.uuid4()),
+            id=receipt or str(uuid.uuid4()),
             queue=key.text,
             namespace=target[0],
             function_id=target[1],
@@ -293,12 +295,12 @@ class Queues:
     def _append(self, jobs: list[NewJob], keys: list[QueueKey], once: Once | None, on_done: OnDone[list[Job]]) -> None:
         """Store `jobs`, which are for the queues `keys` in turn, and take them in when they stand in the log."""
 
-        def stored(result: Result[list[Job]]) -> None:
+        def stored(result: "Result[list[Job]]") -> None:  # quoted: it would be built anew for each message
             self._arriving(keys, -1)
             if isinstance(result, Done):
                 for job, key in zip(result.value, keys, strict=False):  # no jobs at all, if it was a repetition
                     if job.function_id is None:
-                        self._unclaimed[key.name] += 1
+                        self._claimed(key.name, -1)
                     else:
                         self._queue(key).take_in(job)
             on_done(result)
@@ -313,10 +315,8 @@ class Queues:
         for key in keys:
             if key.kind is not Kind.UNCLAIMED:
                 self._queue(key).arriving += change
-                continue
-            self._unclaimed[key.name] += change
-            if not self._unclaimed[key.name]:
-                del self._unclaimed[key.name]
+            else:
+                self._claimed(key.name, -change)
 
     # -- subscribers --------------------------------------------------------------------------------------------------
 
@@ -415,7 +415,7 @@ class Queues:
 
     def resolve(self, name: str) -> tuple[ActiveQueue, ...]:
         """The queues a name means: the configured queue, else a topic's destinations, else a queue that once was."""
-        named = self._queues.get(QueueKey(Kind.NAMED, name))
+        named = self._named.get(name)
         if named is not None and (named.shares or name not in self._topics):
             return (named,)
         return tuple(self._topics.get(name, {}).values())
@@ -438,7 +438,7 @@ class Queues:
 
     def named(self) -> tuple[ActiveQueue, ...]:
         """Every named queue, those with messages that are not configured any more included."""
-        return tuple(queue for queue in self._queues.values() if queue.key.kind is Kind.NAMED)
+        return tuple(self._named.values())
 
     def topics(self) -> dict[str, tuple[ActiveQueue, ...]]:
         """The destinations of every topic that has any."""
@@ -475,4 +475,6 @@ class Queues:
                 queue.hold(PAUSED)
             if key.kind is Kind.DESTINATION:
                 self._topics.setdefault(key.name, {})[key.namespace, key.function_id] = queue
+            elif key.kind is Kind.NAMED:
+                self._named[key.name] = queue
         return queue

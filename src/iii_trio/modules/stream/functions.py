@@ -446,7 +446,7 @@ class Snapshots:
                 on_done(NULL if result.value.old is None else Json(result.value.old))
 
         if item is None:
-            values.values(group[1], listed)
+            values.values_in_line(group[1], listed)
         else:
             # an update that changes nothing: the one way to read a key in line with its writes
             values.update(group[1], item, lambda _: Change(None, None), found)
