@@ -236,7 +236,7 @@ async def test_a_worker_of_our_own_writes_and_follows(tmp_path: Path) -> None:
         assert await group.get("1") is None
         assert await group.set("1", {"text": "a"}) == Change(old_value=None, new_value={"text": "a"})
         assert await group.get("1", into=Message) == Message("a")
-        change = await group.update("1", Append("b", "text"), Increment("text"))
+        change = await group.update("1", Append(value="b", path="text"), Increment(path="text"))
         assert (change.new_value, [error["code"] for error in change.errors]) == (
             {"text": "ab"},
             ["increment.not_number"],

@@ -321,8 +321,10 @@ class Channels:
     _created: int = field(default=0, init=False)
     _expired: int = field(default=0, init=False)
 
-    def create(self, owner: "Peer | None", buffer_size: int | None = None) -> Channel:
+    def create(self, owner: "Peer | None", buffer_size: int | None = None, *, expires: bool = True) -> Channel:
         """A channel for `buffer_size` items, 64 when None, brought into 1…1024. It expires if an end stays free.
+
+        Without `expires` it does not: whoever made it lets it fail, or leaves it, when its time is over.
 
         Raises `WireError` with code `too_many_channels` when its owner has as many as one may have.
         """
@@ -334,7 +336,8 @@ class Channels:
         self._channels[channel.id] = channel
         if owner is not None:
             owner.channels[channel.id] = channel
-        channel.expiry = self.deadlines.after(CHANNEL_UNATTACHED_S, lambda: self._expire(channel))
+        if expires:
+            channel.expiry = self.deadlines.after(CHANNEL_UNATTACHED_S, lambda: self._expire(channel))
         self._created += 1
         return channel
 

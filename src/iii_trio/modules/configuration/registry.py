@@ -185,15 +185,15 @@ class Registry:
             for entry in loaded.entries.values():
                 before = self._on_disk.get(entry.id)
                 if before != entry:
-                    self._on_disk[entry.id] = entry
                     await self._edited(before, entry)
+                    self._on_disk[entry.id] = entry
             unreadable = {owners[path] for path in map(str, loaded.broken) if path in owners}
             for entry_id in self._on_disk.keys() - loaded.entries.keys() - unreadable:
-                del self._on_disk[entry_id]
                 log.info("configuration '%s': its file is gone", entry_id)
                 old = self._entries.get(entry_id)
                 if old is not None:
                     await self._take_over(Changed(old, evolve(old, kept=ABSENT) if old.seed else None))
+                del self._on_disk[entry_id]
 
     async def _take_over(self, change: Changed) -> None:
         if change:

@@ -41,7 +41,8 @@ class Incoming:
     def __attrs_post_init__(self) -> None:
         self.complete = self.length == 0
 
-    async def _next(self) -> bytes:
+    async def next(self) -> bytes:
+        """Some more of the body, possibly nothing; waits for the client to leave once the body is complete."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self.gone = True
@@ -57,7 +58,7 @@ class Incoming:
         chunks, size = [self._early], len(self._early)
         self._early = b""
         while not self.complete and not self.gone:
-            chunk = await self._next()
+            chunk = await self.next()
             size += len(chunk)
             if size > limit:
                 raise BodyTooLarge
@@ -67,21 +68,21 @@ class Incoming:
     async def until_gone(self) -> None:
         """Return when the client has left. A body nobody reads is discarded meanwhile, so that leaving is noticed."""
         while not self.gone:
-            await self._next()
+            await self.next()
 
     async def until_gone_keeping_body(self) -> None:
         """`until_gone` for a request whose body is still wanted: one chunk is kept, the rest is left to wait."""
         while not self.gone:
             if self._early and not self.complete:
                 await trio.sleep_forever()
-            self._early += await self._next()
+            self._early += await self.next()
 
     async def discard(self) -> None:
         """Read off the rest of the body, for so long and so much that a client which still sends gets its answer."""
         left = DISCARD_BYTES
         with trio.move_on_after(DISCARD_S):
             while not self.complete and not self.gone and left > 0:
-                left -= len(await self._next())
+                left -= len(await self.next())
 
 
 async def write(scope: Scope, send: Send, incoming: Incoming, response: Response) -> None:
@@ -96,19 +97,40 @@ async def write(scope: Scope, send: Send, incoming: Incoming, response: Response
     if response.close:
         headers.append((b"connection", b"close"))
     body = b"" if scope["method"] == "HEAD" else response.body
-    start = {"type": "http.response.start", "status": response.status, "headers": headers}
+    await begin(scope, send, response.status, headers, body, more=not incoming.complete)
+    if not incoming.complete:
+        await finish(scope, send, incoming)
+
+
+def connection_of(scope: Scope) -> Connection | None:
+    """The socket below a request; None under another server."""
     connection: Connection | None = scope.get("state", {}).get(CONNECTION)
+    return connection
+
+
+async def begin(
+    scope: Scope, send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, more: bool
+) -> None:
+    """Send a head and the first or only part of its body, in one write if that is small."""
+    connection = connection_of(scope)
+    start = {"type": "http.response.start", "status": status, "headers": headers}
+    first = {"type": "http.response.body", "body": body, "more_body": more}
     if connection is not None and len(body) <= COALESCED:
         with connection.held():
             await send(start)
-            await send({"type": "http.response.body", "body": body, "more_body": not incoming.complete})
+            await send(first)
         await connection.flush()
     else:
         await send(start)
-        await send({"type": "http.response.body", "body": body, "more_body": not incoming.complete})
+        await send(first)
+
+
+async def finish(scope: Scope, send: Send, incoming: Incoming) -> None:
+    """End a response of which everything has been sent, after what the client still sends has been read off."""
     if not incoming.complete:
         await incoming.discard()
+        connection = connection_of(scope)
         if connection is not None and not incoming.complete:
             connection.abort()  # it could not be used again, and ending it in order would wait for its reader
-        else:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

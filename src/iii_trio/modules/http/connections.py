@@ -15,6 +15,7 @@ shield and system call per piece of a response.
 import logging
 import math
 import socket
+import struct
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -189,8 +190,18 @@ class Connection:
         """Whether nothing is under way, the bytes of the last response included."""
         return self.idle and not self._held and not self._writing.locked()
 
-    def abort(self) -> None:
-        """End the connection now, with whatever still runs for it; its client sees it break off."""
+    @property
+    def broken(self) -> bool:
+        """Whether nothing gets through to the client any more."""
+        return self._closing
+
+    def abort(self, *, reset: bool = False) -> None:
+        """End the connection now, with whatever still runs for it; its client sees it break off.
+
+        With `reset` it also does where the end of the connection would mean the end of the body (HTTP/1.0).
+        """
+        if reset and self._stream.socket.fileno() >= 0:
+            self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._stream.socket.close()
         self._scope.cancel()
 
