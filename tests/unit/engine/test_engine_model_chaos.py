@@ -141,17 +141,17 @@ class ChaosMachine(RuleBasedStateMachine):
             self._answer(node, frame, well, name)
             self._read()
 
-    @staticmethod
-    def _answer(node: Node, frame: dict[str, Any], well: bool, name: str | None) -> None:
+    def _answer(self, node: Node, frame: dict[str, Any], well: bool, name: str | None) -> None:
         error = {} if well else {"error": {"code": "no", "message": "no"}}
         if frame["type"] == "invokefunction":
             ids = ("function_id", "trigger_id", "trigger_type", "trigger_type_id")
             node.worker.answer(frame["invocation_id"], **(error or {"result": dict.fromkeys(ids, name)}))
             return
-        if not well:
-            node.told = {key: config for key, config in node.told.items() if key[1] != frame["id"]}
         keys = {key: frame[key] for key in ("id", "trigger_type", "function_id")}
         node.worker.send({"type": "triggerregistrationresult", **keys, **error})
+        self._read()  # a sign of life may have ended the binding's owner: that crosses the refusal
+        if not well:
+            node.told = {key: config for key, config in node.told.items() if key[1] != frame["id"]}
 
     @precondition(lambda self: any(node.asked for node in self.nodes))
     @rule(data=st.data())
@@ -281,4 +281,4 @@ def test_nothing_is_stranded_whatever_happens(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.long
 def test_nothing_is_stranded_whatever_happens_for_long(caplog: pytest.LogCaptureFixture) -> None:
-    walk(ChaosMachine, examples=1_500, steps=80, caplog=caplog)
+    walk(ChaosMachine, examples=700, steps=80, caplog=caplog)
