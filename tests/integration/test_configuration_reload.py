@@ -394,3 +394,47 @@ async def test_a_guest_of_a_guarded_port_sees_no_secrets(tmp_path: Path) -> None
             async with open_client(f"ws://127.0.0.1:{listener.addresses[0][1]}") as client:
                 seen.append((await client.call("configuration::get", {"id": "mine"}))["value"]["api_key"])
         assert seen == ["k", "********", "k"]
+
+
+async def test_workers_that_are_started_again_under_load_drop_no_call(tmp_path: Path) -> None:
+    handled = set[int]()
+    receipts: list[int] = []
+    async with engine(tmp_path, "workers: [{name: state}, {name: queue}, {name: pubsub}]\n") as bench:
+        stop = trio.Event()
+
+        async def writes() -> None:
+            while not stop.is_set():
+                await bench.call("state::set", scope="s", key="k", value=1)
+
+        async def enqueues() -> None:
+            while not stop.is_set():
+                number = len(receipts)
+                receipts.append(number)
+                await bench.client.enqueue("default", "work", {"n": number})
+
+        async def work(data: Any) -> None:
+            handled.add(data["n"])
+            bench.heard.nudge()
+
+        worker = Worker("loaded")
+        worker.function("work")(work)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.run, bench.running.worker_url)
+            for _ in range(8):
+                nursery.start_soon(writes)
+                nursery.start_soon(enqueues)
+            for number in range(1, 4):
+                directory = str(tmp_path / f"state{number}")
+                for entry_id, value in (
+                    ("iii-state", {"adapter": {"name": "kv", "config": {"file_path": directory}}}),
+                    ("iii-queue", {"adapter": {"name": "builtin", "config": {"max_attempts": number + 3}}}),
+                ):
+                    seen = len(receipts)
+                    await bench.call("configuration::set", id=entry_id, value=value)
+                    assert await bench.call(f"{entry_id}::on-config-change") == {"ok": True}
+                    await bench.heard.until(lambda seen=seen: len(receipts) > seen)  # type: ignore[misc]
+            stop.set()
+            await bench.heard.until(lambda: handled == set(receipts))
+            nursery.cancel_scope.cancel()
+        assert bench.setting("queue", "adapter").config.max_attempts == 6
+        assert sum(module.restarts for module in bench.running.statistics().modules) == 0

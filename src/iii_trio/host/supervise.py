@@ -7,16 +7,20 @@ logged once, with an incident id that `engine::health::check` shows until the mo
 import logging
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 from attrs import define, field, frozen
 
-from ..engine import Engine
+from ..engine import Engine, LocalPeer
+from ..engine.handover import calls_wait
 from ..protocol.errors import IIIError
 from .children import Backoff
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 2.0
+"""How long a module that is replaced may take to answer what it is running."""
 
 
 class Module(Protocol):
@@ -59,6 +63,8 @@ class _Replacement:
     before: Callable[[], Module]
     settled: trio.Event = field(factory=trio.Event)
     failure: Exception | None = None
+    back: trio.Event = field(factory=trio.Event)
+    """After a failure: the one before runs again, or has failed as well."""
 
 
 @define(eq=False)
@@ -75,6 +81,7 @@ class Supervised:
     module: Module | None = field(default=None, init=False)
     ended: trio.Event = field(factory=trio.Event, init=False)
     _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
+    _nursery: trio.Nursery | None = field(default=None, init=False)
     _life: trio.CancelScope = field(factory=trio.CancelScope, init=False)
     _replacement: _Replacement | None = field(default=None, init=False)
 
@@ -95,6 +102,7 @@ class Supervised:
                     try:
                         with self._life:
                             async with trio.open_nursery() as nursery:
+                                self._nursery = nursery
                                 self.module = self.make()
                                 await nursery.start(self.module.run, self.core, name=f"{self.name} module")
                                 modules[self.name] = "running"
@@ -127,29 +135,45 @@ class Supervised:
 
         Raises `StartError` if it cannot start: the one before is started again then. One replacement at a time.
         """
-        replacement = self._replacement = _Replacement(self.make)
-        self.make = make
-        self._life.cancel()
-        try:
-            await replacement.settled.wait()
-        except BaseException:
-            if self._replacement is replacement:  # it has not come to run, and nobody waits for it any more
-                self._replacement, self.make = None, replacement.before
-                self._life.cancel()
-            raise
+        async with calls_wait(self.core, self._peers(), PATIENCE_S):
+            replacement = self._replacement = _Replacement(self.make)
+            self.make = make
+            self._life.cancel()
+            try:
+                await replacement.settled.wait()
+                if replacement.failure is not None:
+                    await replacement.back.wait()  # what waits is for the one before
+            except BaseException:
+                if self._replacement is replacement:  # it has not come to run, and nobody waits for it any more
+                    self._replacement, self.make = None, replacement.before
+                    self._life.cancel()
+                raise
         if replacement.failure is not None:
             raise _start_error(self.name, replacement.failure) from replacement.failure
 
+    def _peers(self) -> list[LocalPeer]:
+        """What the module holds of the engine: the peers that were opened below its task."""
+        return [peer for peer in self.core.locals() if self._is_above(peer.nursery.parent_task)]
+
+    def _is_above(self, task: trio.lowlevel.Task | None) -> bool:
+        while task is not None and task.parent_nursery is not None:
+            if task.parent_nursery is self._nursery:
+                return True
+            task = task.parent_nursery.parent_task
+        return False
+
     def _settle(self, replacement: _Replacement | None, failure: Exception | None = None) -> bool:
-        """Tell who waits for a replacement how it went; False when nobody does any more."""
+        """Tell who waits for a replacement how it went; True if the module before it is to be started now."""
         if replacement is None or replacement is not self._replacement:
             return False
+        if failure is not None and not replacement.settled.is_set():
+            self.make, replacement.failure = replacement.before, failure
+            replacement.settled.set()
+            return True
         self._replacement = None
-        if failure is not None:
-            self.make = replacement.before
-        replacement.failure = failure
         replacement.settled.set()
-        return True
+        replacement.back.set()
+        return False
 
     def stop(self) -> None:
         """Begin to stop the module; `run` returns when it has ended."""

@@ -17,6 +17,7 @@ from attrs import define, field
 from ..protocol import limits
 from ..protocol.errors import StoreError
 from ..protocol.limits import STORE_BYTES, STORE_OPS
+from ..transport import one_batch
 from .interfaces import Done, Failed, OnDone, Result, StoreClosed, StoreFull, StoreStatistics, T
 
 MAX_VALUE = limits.STORE_VALUE
@@ -190,10 +191,11 @@ class Desk:
 
     async def _call_back(self) -> None:
         while self._finished:
-            for _ in range(min(len(self._finished), CALLBACKS_PER_TURN)):
-                submission = self._finished.popleft()
-                self._count_out(submission)
-                submission.on_done(submission.result)
+            with one_batch():  # answers and events of one group leave together
+                for _ in range(min(len(self._finished), CALLBACKS_PER_TURN)):
+                    submission = self._finished.popleft()
+                    self._count_out(submission)
+                    submission.on_done(submission.result)
             if self._finished:
                 await trio.lowlevel.checkpoint()
         if not self.pending:

@@ -3,7 +3,7 @@
 Engine and SDK alike use `accept` or `connect` and then a `Connection`; nothing above this room sees a frame.
 """
 
-from iii_trio.transport.connection import Closed, Connection, ConnectionStatistics
+from iii_trio.transport.connection import Closed, Connection, ConnectionStatistics, one_batch
 from iii_trio.transport.frames import CloseCode, Framing, Oversize
 from iii_trio.transport.handshake import HandshakeError, Refusal, Request, accept, connect
 from iii_trio.transport.outbox import Outbox, OutboxStatistics
@@ -22,4 +22,5 @@ __all__ = [
     "Request",
     "accept",
     "connect",
+    "one_batch",
 ]

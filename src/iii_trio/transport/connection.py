@@ -23,7 +23,8 @@ stream is closed regardless.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -100,6 +101,27 @@ def _current_turn() -> _Turn:
         turn = _Turn()
         _turn.set(turn)
         return turn
+
+
+@contextmanager
+def one_batch() -> Iterator[None]:
+    """What is pushed inside the block, to any connections, leaves as if one batch of frames had caused it.
+
+    Idle plain sockets are written to when the block ends, each once and without a task switch. The block must not wait;
+    inside another one, or while frames are dispatched, it changes nothing.
+    """
+    turn = _current_turn()
+    if turn.active:
+        yield
+        return
+    turn.active = True
+    try:
+        yield
+    finally:
+        turn.active = False
+        pushed_to, turn.pushed_to = turn.pushed_to, []
+        for connection in pushed_to:
+            connection._write_now()
 
 
 @define(eq=False, repr=False)

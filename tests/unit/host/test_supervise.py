@@ -15,7 +15,7 @@ from iii_trio.engine import Engine, Outcome, open_engine, open_local
 from iii_trio.host.supervise import StartError, Supervised
 from iii_trio.modules.introspection import IntrospectionModule
 from iii_trio.protocol import Json
-from iii_trio.protocol.errors import ConfigError
+from iii_trio.protocol.errors import ConfigError, WireError
 
 
 @define(eq=False)
@@ -283,3 +283,58 @@ async def test_a_replacement_that_takes_for_ever_is_given_up_by_patience_or_by_s
             await trio.testing.wait_all_tasks_blocked()
             supervised.stop()
         await supervised.ended.wait()
+
+
+async def test_calls_wait_while_a_module_is_replaced(autojump_clock: MockClock) -> None:
+    class Answering(Fragile):
+        """It takes a second to start, and one to answer."""
+
+        async def run(self, core: Engine, *, task_status: trio.TaskStatus[None]) -> None:
+            number = len(self.starts)
+            self.starts.append(trio.current_time())
+            await trio.sleep(1)
+            if self.error is not None:
+                raise self.error
+            async with open_local(core, "fragile") as peer:
+
+                async def answer(_call: object, _data: Json) -> Json:
+                    await trio.sleep(1)
+                    return Json.of(number)
+
+                peer.register("fragile::number", answer, task=True, description="which it is")
+                task_status.started()
+                await trio.sleep_forever()
+
+    async with open_bench() as bench:
+        supervised = Supervised(bench.core, "fragile", lambda: Answering(bench.starts, bench.ends))
+        await bench.nursery.start(supervised.run)
+        answers: list[object] = []
+
+        async def ask() -> None:
+            answers.append((await bench.core.local.invoke("fragile::number")).decode())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(supervised.replace, lambda: Answering(bench.starts, bench.ends))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ask)
+            with pytest.raises(WireError, match="did not answer within 500 ms"):
+                await bench.core.local.invoke("fragile::number", timeout_s=0.5)
+        assert answers == [0, 1]
+
+        bad = Answering(bench.starts, bench.ends, ConfigError("no"))
+        async with trio.open_nursery() as nursery:
+
+            async def later() -> None:
+                await trio.sleep(0.5)
+                await ask()
+
+            nursery.start_soon(later)
+            with pytest.raises(StartError):
+                await supervised.replace(lambda: bad)
+        assert answers == [0, 1, 3]
+        entry = bench.core.functions.get("default", "fragile::number")
+        assert entry is not None
+        assert entry.description == "which it is"
+        assert bench.core.statistics().running == 0

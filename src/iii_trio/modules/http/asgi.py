@@ -65,13 +65,13 @@ class Incoming:
             chunks.append(chunk)
         return b"".join(chunks)
 
-    async def until_gone(self) -> None:
-        """Return when the client has left. A body nobody reads is discarded meanwhile, so that leaving is noticed."""
-        while not self.gone:
-            await self.next()
+    def take_early(self) -> bytes:
+        """What `until_gone_keeping_body` has kept, once."""
+        early, self._early = self._early, b""
+        return early
 
     async def until_gone_keeping_body(self) -> None:
-        """`until_gone` for a request whose body is still wanted: one chunk is kept, the rest is left to wait."""
+        """Return when the client has left. The body is still wanted: one chunk is kept, the rest is left to wait."""
         while not self.gone:
             if self._early and not self.complete:
                 await trio.sleep_forever()

@@ -1,110 +1,98 @@
-"""One HTTP request, from its head to the decision what is answered (spec/http.md §6, §9, §11, §13–§15).
+"""One HTTP request, from its head to the last byte of its answer (spec/http.md §6, §9–§15).
 
-Theory of operation. A request is one task. While it waits for a function it waits for three things at once, without a
-task for any of them: the function's outcome, which cancels the wait; the client's leaving, which is what it reads from
-the connection meanwhile; and the deadline of the scope it waits in. Whatever comes first is fed to a
-`ResponseDecision`, which is a table and no code; what comes later changes nothing. A call that has no outcome by then
-is cancelled at its executor.
+Theory of operation. A request is one task. While it waits for a function it waits for four things at once, without a
+task for any of them: the function's outcome and the response channel, which step into the wait by callbacks; the
+client's leaving, which is what it reads from the connection meanwhile, handing the body on as it comes; and the deadline
+of the scope it waits in. Each is fed to a `ResponseDecision`, which is a table and no code. A call that has no outcome
+when nobody is there to hear it is cancelled at its executor.
 """
 
 import logging
-from collections.abc import Mapping
-from enum import Enum
-from typing import Final
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 
+import attrs
 import trio
 from attrs import define, field, frozen
 
 from ...config import HttpSettings, Live
+from ...engine.deadlines import Timer
 from ...engine.engine import Engine
-from ...engine.invocations import NOTHING, Outcome
+from ...engine.invocations import Call, Outcome
 from ...engine.local import LocalPeer
-from ...protocol import ABSENT, NULL, Json, JsonError, cancellation, errors
+from ...engine.peer import DEFAULT_NAMESPACE
+from ...protocol import ABSENT, Json, JsonError, cancellation, errors
+from ...protocol.errors import WireError
+from ...protocol.limits import DEADLINE_S
 from . import cors
-from .asgi import BodyTooLarge, Incoming, Receive, Scope, Send, write
-from .messages import Request, Response, envelope, from_result, handler_input, new_error_id, read_request, skipped
+from .asgi import BodyTooLarge, Incoming, Receive, Scope, Send, connection_of, finish, write
+from .decision import Answer, Event, ResponseDecision, Waiting
+from .messages import (
+    BadRequest,
+    Headers,
+    Request,
+    Response,
+    check_json,
+    envelope,
+    from_result,
+    handler_input,
+    new_error_id,
+    read_request,
+    skipped,
+    status_of,
+    stream_headers,
+)
+from .middleware import TIMED_OUT, middleware_input, read_verdict
 from .routes import Match, NotAllowed, Route, Routes
+from .slots import GONE, SHED, Slots
+from .streaming import GONE as CLIENT_GONE
+from .streaming import Channelled, Head, relay
 
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_S: Final = 1
+RETRY: Final[Headers] = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
 OVERLOADED: Final = frozenset({errors.WORKER_OVERLOADED, errors.TOO_MANY_CALLS})
 """Refusals by the engine itself that pass with time: 503 instead of 500."""
-
-
-class Event(Enum):
-    """What can happen to a request under way."""
-
-    VALUE = "the handler returned a value"
-    NOTHING = "the handler returned null, or nothing"
-    ERROR = "the handler or the condition failed"
-    BLOCKED = "the condition returned false"
-    OVERSIZE = "the body is too large"
-    DEADLINE = "the deadline has passed"
-    DRAINING = "the engine began to stop before the body was here"
-    CLIENT_GONE = "the client has left"
-
-
-class Answer(Enum):
-    """How a request ends."""
-
-    RESULT = "what the handler returned"
-    EMPTY = "204"
-    FAILED = "500, or 503 for what passes with time"
-    SKIPPED = "422"
-    TOO_LARGE = "413"
-    TIMED_OUT = "504"
-    UNAVAILABLE = "503"
-    NONE = "nobody is there to hear it"
-
-
-ANSWERS: Final[Mapping[Event, Answer]] = {
-    Event.VALUE: Answer.RESULT,
-    Event.NOTHING: Answer.EMPTY,
-    Event.ERROR: Answer.FAILED,
-    Event.BLOCKED: Answer.SKIPPED,
-    Event.OVERSIZE: Answer.TOO_LARGE,
-    Event.DEADLINE: Answer.TIMED_OUT,
-    Event.DRAINING: Answer.UNAVAILABLE,
-    Event.CLIENT_GONE: Answer.NONE,
-}
+UNUSED_S: Final = 1.0
+"""How long a handler that returned nothing may take to come and write its response."""
 
 
 @define(eq=False)
-class ResponseDecision:
-    """What a request is answered with: the first event decides, by `ANSWERS`; later ones are ignored.
-
-    `deadline` is Trio time. `function_id` is the function whose outcome is or was waited for.
-    """
-
-    deadline: float
-    function_id: str = ""
-    answer: Answer | None = field(default=None, init=False)
-    outcome: Outcome = field(default=NOTHING, init=False)
-
-    def feed(self, event: Event, outcome: Outcome = NOTHING) -> None:
-        """Something has happened; `outcome` is the call's, for `VALUE` and `ERROR`."""
-        if self.answer is None:
-            self.answer, self.outcome = ANSWERS[event], outcome
-
-    def feed_outcome(self, outcome: Outcome) -> None:
-        """The handler's call has ended."""
-        if not outcome.ok:
-            self.feed(Event.ERROR, outcome)
-        elif outcome.result in (ABSENT, NULL):
-            self.feed(Event.NOTHING)
-        else:
-            self.feed(Event.VALUE, outcome)
-
-
-@frozen
 class Pending:
-    """One request under way: what was asked, by whom, of which route, and what is decided."""
+    """One request under way: what was asked, by whom, of which route, what is decided, and what runs for it."""
 
     request: Request
     incoming: Incoming
     match: Match
     decision: ResponseDecision
+    settings: HttpSettings
+    context: dict[str, Any] | None = field(default=None, init=False)
+    response: Response | None = field(default=None, init=False)
+    """What a middleware has answered."""
+    complaint: str = field(default="", init=False)
+    """What is wrong with the body."""
+    in_middleware: bool = field(default=False, init=False)
+    channels: Channelled | None = field(default=None, init=False)
+    call: Call | None = field(default=None, init=False)
+    outcome: Outcome | None = field(default=None, init=False)
+    """The handler's, once its call has ended."""
+    leftover: Timer | None = field(default=None, init=False)
+
+    @property
+    def namespace(self) -> str:
+        """Where the route's functions are looked up."""
+        return self.match.route.binding.namespace
+
+    def ended(self, outcome: Outcome) -> None:
+        """The handler's call has ended, whatever has become of the request meanwhile."""
+        self.outcome = outcome
+        if self.leftover is not None:
+            self.leftover.cancel()
+        self.decision.feed_outcome(outcome)
+        if self.channels is not None:
+            self.channels.response.wake()
 
 
 @frozen
@@ -117,6 +105,12 @@ class ExchangeStatistics:
     """Requests that hold one of the slots of `concurrency_request_limit`."""
     waiting: int
     """Requests that wait for a slot."""
+    streaming: int
+    """Responses that stream now; they hold no slot."""
+    truncated: int
+    """Streams that were broken off because something failed."""
+    shed: int
+    """Answered 503 because there was no slot to be had."""
     unmatched: int
     """Answered 404 or 405."""
     refused: int
@@ -133,121 +127,171 @@ class Exchange:
     peer: LocalPeer
     routes: Routes
     settings: Live[HttpSettings]
-    _slots: trio.CapacityLimiter = field(init=False)
+    _slots: Slots = field(init=False)
     _requests: int = field(default=0, init=False)
     _unmatched: int = field(default=0, init=False)
     _refused: int = field(default=0, init=False)
+    _shed: int = field(default=0, init=False)
+    _streaming: int = field(default=0, init=False)
+    _truncated: int = field(default=0, init=False)
     _answers: dict[Answer, int] = field(factory=lambda: dict.fromkeys(Answer, 0), init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._slots = trio.CapacityLimiter(self.settings.value.concurrency_request_limit)
+        self._slots = Slots(self.settings)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or return without an answer when its client has left."""
         self._requests += 1
-        request = read_request(scope)
+        settings = self.settings.value
+        request = read_request(scope, settings.request_id_header, settings.trust_proxy)
         incoming = Incoming(receive, request.length)
-        rules = self.settings.value.cors
-        if request.method == "OPTIONS":
-            response: Response | None = cors.preflight(rules, request.origin)
-        else:
-            response = await self._answer(request, incoming)
-            if response is not None:
-                response = cors.decorate(response, rules, request.origin)
+        response = await self._answer(scope, send, request, incoming)
         if response is not None:
-            await write(scope, send, incoming, response)
+            await write(scope, send, incoming, self._dressed(response, request))
 
-    async def _answer(self, request: Request, incoming: Incoming) -> Response | None:
+    def _dressed(self, response: Response, request: Request) -> Response:
+        """A response with what every response has: CORS headers, and the request's id."""
+        settings = self.settings.value
+        if request.id:
+            header = settings.request_id_header.encode("ascii")
+            kept = (pair for pair in response.headers if pair[0] != header)
+            response = attrs.evolve(response, headers=(*kept, (header, request.id.encode("ascii"))))
+        return cors.decorate(response, settings.cors, request.origin)
+
+    async def _answer(self, scope: Scope, send: Send, request: Request, incoming: Incoming) -> Response | None:
+        """The response still to be written; None when there is none, or it has been streamed."""
         if self._draining():
             return self._unavailable()
-        found = self.routes.find(request.method, request.path)
+        settings = self.settings.value
+        found = self.routes.find(request.method, request.path, settings.ignore_trailing_slash)
         if not isinstance(found, Match):
+            if request.method == "OPTIONS":
+                return cors.preflight(settings.cors, request.origin)
             self._unmatched += 1
             return _not_served(found)
-        if not await self._take_slot(incoming):
+        slot = await self._slots.take(incoming)
+        if slot is GONE:
             self._answers[Answer.NONE] += 1
             return None
+        if slot is SHED:
+            self._shed += 1
+            text = "Too many requests are being handled; try again"
+            return envelope(503, errors.WORKER_OVERLOADED, text, headers=RETRY)
+        holds = True
+        pending: Pending | None = None
         try:
             if self._draining():
                 return self._unavailable()
             settings = self.settings.value
             decision = ResponseDecision(trio.current_time() + settings.default_timeout / 1000)
-            await self._decide(Pending(request, incoming, found, decision), settings.body_limit)
+            pending = Pending(request, incoming, found, decision, settings)
+            await self._decide(pending)
+            self._slots.give_back(incoming)
+            holds = False
+            if decision.take() is not Answer.STREAM:
+                return self._respond(pending)
+            self._answers[Answer.STREAM] += 1
+            await self._stream(scope, send, pending)
+            return None
         finally:
-            self._slots.release_on_behalf_of(incoming)
-        return self._respond(decision, found.route, settings)
-
-    # -- slots --------------------------------------------------------------------------------------------------------
-
-    async def _take_slot(self, incoming: Incoming) -> bool:
-        """Wait for one of the slots, first come first served; False when the client left before it came to that."""
-        slots, limit = self._slots, self.settings.value.concurrency_request_limit
-        if slots.total_tokens != limit:
-            slots.total_tokens = limit
-        try:
-            slots.acquire_on_behalf_of_nowait(incoming)
-        except trio.WouldBlock:
-            pass
-        else:
-            return True
-        taken = False
-        try:
-            async with trio.open_nursery() as nursery:
-
-                async def leave() -> None:
-                    await incoming.until_gone_keeping_body()
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(leave, name="waiting for a slot")
-                await slots.acquire_on_behalf_of(incoming)
-                taken = True
-                nursery.cancel_scope.cancel()
-        except BaseException:
-            if taken:  # cancelled between getting the slot and using it
-                slots.release_on_behalf_of(incoming)
-            raise
-        return taken
+            if holds:
+                self._slots.give_back(incoming)
+            if pending is not None:
+                self._release(pending)
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
-    async def _decide(self, pending: Pending, body_limit: int) -> None:
-        """Body, condition, handler: each stage runs if none before it has decided."""
-        decision, route = pending.decision, pending.match.route
-        body = await self._read_body(pending, body_limit) if pending.request.has_json else b""
+    async def _decide(self, pending: Pending) -> None:
+        """Middleware, body, condition, the route's middleware, handler: each runs if none before it has decided."""
+        decision, route, incoming = pending.decision, pending.match.route, pending.incoming
+        keeping = incoming.until_gone_keeping_body
+        for item in pending.settings.middleware:
+            if item.phase == "preHandler" and not await self._middleware(pending, item.function_id, keeping):
+                return
+        parsed, raw = b"", b""
+        if pending.request.has_json:
+            parsed = raw = await self._read_body(pending)
         if self._draining():
             decision.feed(Event.DRAINING)  # a body may take its time, and nothing has been called yet
         if decision.answer is not None:
             return
-        data = handler_input(pending.request, pending.match, body)
-        if route.condition is not None:
-            outcome = await self._call(pending, route.condition, data, ABSENT)
-            if outcome is None:
+        pending.channels = channels = Channelled.open(self.core.channels, incoming, decision)
+        channels.body.put(raw)
+        channels.body.begin()
+        if route.condition is not None and not await self._condition(pending, route.condition, parsed):
+            return
+        for function_id in route.middleware:
+            if not await self._middleware(pending, function_id, channels.body.pump):
                 return
-            if not outcome.ok:
-                decision.feed(Event.ERROR, outcome)
-                return
-            if outcome.result.is_false():
-                decision.feed(Event.BLOCKED)
-                return
-        outcome = await self._call(pending, route.binding.function_id, data, route.binding.metadata)
-        if outcome is not None:
-            decision.feed_outcome(outcome)
+        await self._handle(pending, channels, handler_input(pending.request, pending.match, parsed, pending.context))
 
-    async def _read_body(self, pending: Pending, limit: int) -> bytes:
-        body = b""
-        with trio.CancelScope(deadline=pending.decision.deadline) as scope:
+    async def _read_body(self, pending: Pending) -> bytes:
+        """The body of a JSON request; one that is none, or not here, has decided."""
+        decision, body = pending.decision, b""
+        with trio.CancelScope(deadline=decision.deadline) as scope:
             try:
-                body = await pending.incoming.read(limit)
+                body = await pending.incoming.read(pending.settings.body_limit)
             except BodyTooLarge:
-                pending.decision.feed(Event.OVERSIZE)
+                decision.feed(Event.OVERSIZE)
+                return b""
         if pending.incoming.gone:
-            pending.decision.feed(Event.CLIENT_GONE)
+            decision.feed(Event.CLIENT_GONE)
         elif scope.cancelled_caught:
-            pending.decision.feed(Event.DEADLINE)
+            decision.feed(Event.DEADLINE)
+        elif body:
+            try:
+                check_json(body)
+            except BadRequest as error:
+                pending.complaint = str(error)
+                decision.feed(Event.MALFORMED)
         return body
 
-    async def _call(self, pending: Pending, function_id: str, data: Json, metadata: Json) -> Outcome | None:
-        """The outcome of a function in the route's namespace; None when the decision has fallen without it."""
+    async def _condition(self, pending: Pending, function_id: str, parsed: bytes) -> bool:
+        """Whether the condition lets the request through."""
+        assert pending.channels is not None
+        data = handler_input(pending.request, pending.match, parsed, pending.context)
+        outcome = await self._call(pending, function_id, pending.namespace, data, pending.channels.body.pump)
+        if outcome is None:
+            return False
+        if not outcome.ok:
+            pending.decision.feed(Event.ERROR, outcome)
+        elif outcome.result.is_false():
+            pending.decision.feed(Event.BLOCKED)
+        return pending.decision.answer is None
+
+    async def _middleware(self, pending: Pending, function_id: str, watch: Callable[[], Awaitable[None]]) -> bool:
+        """Whether a middleware lets the request through; it is looked up in the route's namespace, then in `default`."""
+        decision, namespace = pending.decision, pending.namespace
+        if pending.context is None:
+            pending.context = {}
+        if self.core.functions.get(namespace, function_id) is None:
+            namespace = DEFAULT_NAMESPACE
+        data = middleware_input(pending.request, pending.match, pending.context)
+        pending.in_middleware = True
+        outcome = await self._call(pending, function_id, namespace, data, watch)
+        if outcome is None:
+            return False
+        pending.in_middleware = False
+        if not outcome.ok:
+            decision.feed(Event.ERROR, outcome)
+            return False
+        try:
+            pending.response = read_verdict(outcome.result.decode(), pending.context)
+        except JsonError as error:
+            decision.feed(Event.ERROR, Outcome.failed(WireError(str(error), errors.INVOCATION_FAILED)))
+        except WireError as error:
+            decision.feed(Event.ERROR, Outcome.failed(error))
+        if pending.response is not None:
+            decision.feed(Event.RESPONDED)
+        return decision.answer is None
+
+    async def _call(
+        self, pending: Pending, function_id: str, namespace: str, data: Json, watch: Callable[[], Awaitable[None]]
+    ) -> Outcome | None:
+        """The outcome of a function before the handler; None when the decision has fallen without it.
+
+        `watch` returns when the client has left.
+        """
         decision = pending.decision
         decision.function_id = function_id
         left = decision.deadline - trio.current_time()
@@ -265,16 +309,15 @@ class Exchange:
                 function_id,
                 data,
                 on_done,
-                namespace=pending.match.route.binding.namespace,
+                namespace=namespace,
                 timeout_s=left,
-                metadata=metadata,
                 traceparent=pending.request.traceparent,
                 baggage=pending.request.baggage,
             )
             reason = cancellation.SHUTDOWN
             try:
                 if not outcomes:
-                    await pending.incoming.until_gone()
+                    await watch()
                     reason = cancellation.CALLER_DISCONNECTED
             finally:
                 if call is not None and not outcomes:
@@ -287,14 +330,109 @@ class Exchange:
             decision.feed(Event.CLIENT_GONE)
         return None if decision.answer is not None else outcomes[0]
 
+    async def _handle(self, pending: Pending, channels: Channelled, data: Json) -> None:
+        """Call the handler and wait until its outcome, the response channel, the client or the clock has decided.
+
+        The call has no deadline of its own: one that streams may go on as long as it likes, one that does not is
+        cancelled with its request.
+        """
+        decision, binding, request = pending.decision, pending.match.route.binding, pending.request
+        decision.function_id = binding.function_id
+        if trio.current_time() >= decision.deadline:
+            decision.feed(Event.DEADLINE)
+            return
+        pending.call = self.peer.call(
+            binding.function_id,
+            channels.input(data),
+            pending.ended,
+            namespace=binding.namespace,
+            timeout_s=DEADLINE_S,
+            metadata=binding.metadata,
+            traceparent=request.traceparent,
+            baggage=request.baggage,
+        )
+        patience = math.inf
+        while decision.answer is None:
+            unused = decision.waiting is Waiting.CHANNEL and not channels.response.expected
+            if unused and patience == math.inf:
+                patience = trio.current_time() + (0 if self._cannot_write(binding) else UNUSED_S)
+            deadline = min(decision.deadline, patience) if unused else decision.deadline
+            if trio.current_time() >= deadline:
+                decision.feed(Event.DEADLINE if deadline == decision.deadline else Event.UNUSED)
+                return
+            with trio.CancelScope(deadline=deadline) as waiting:
+                decision.on_step = waiting.cancel
+                await channels.body.pump()
+                decision.feed(Event.CLIENT_GONE)
+
+    def _cannot_write(self, binding: Any) -> bool:
+        """Whether the handler is a built-in: those write to no channel."""
+        entry = self.core.functions.get(binding.namespace, binding.function_id)
+        return entry is None or entry.builtin
+
+    # -- streams ------------------------------------------------------------------------------------------------------
+
+    async def _stream(self, scope: Scope, send: Send, pending: Pending) -> None:
+        """Send what the handler writes. What is cut off ends the connection, so that its client can tell."""
+        assert pending.channels is not None
+        channels, request = pending.channels, pending.request
+        headers, length = stream_headers(channels.response.fields)
+        status = status_of({"status_code": channels.response.status})
+        dressed = self._dressed(Response(status, headers), request)
+        head = Head(dressed.status, dressed.headers, length)
+        idle_s = pending.settings.stream_idle_timeout / 1000
+        cut: str | None = CLIENT_GONE
+        self._streaming += 1
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def watch() -> None:
+                    await channels.body.pump()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(watch, name="client of a stream")
+                cut = await relay(scope, send, channels.response, head, lambda: pending.outcome, idle_s)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._streaming -= 1
+        if cut is None:
+            await finish(scope, send, pending.incoming)
+        elif cut is CLIENT_GONE or pending.incoming.gone:
+            pending.decision.answer = Answer.NONE
+        else:
+            self._truncated += 1
+            log.error("%s: the response of %s is cut off: %s", pending.match.route, pending.decision.function_id, cut)
+            connection = connection_of(scope)
+            if connection is None:
+                raise trio.BrokenResourceError(f"the response is cut off: {cut}")
+            connection.abort(reset=request.http_version == "1.0")
+
+    def _release(self, pending: Pending) -> None:
+        """The request is over. A call that nobody waits for is cancelled; what runs on after its answer gets some time."""
+        decision, call = pending.decision, pending.call
+        if call is not None and pending.outcome is None:
+            if decision.answer in (Answer.STREAM, Answer.DESCRIBED):
+                seconds = pending.settings.default_timeout / 1000
+                give_up = lambda: self.peer.cancel_call(call, cancellation.DEADLINE)  # noqa: E731
+                pending.leftover = self.core.deadlines.after(seconds, give_up)
+            else:
+                self.peer.cancel_call(call, REASONS.get(decision.answer, cancellation.SHUTDOWN))
+        if pending.channels is not None:
+            pending.channels.release()
+
     # -- responses ----------------------------------------------------------------------------------------------------
 
-    def _respond(self, decision: ResponseDecision, route: Route, settings: HttpSettings) -> Response | None:
+    def _respond(self, pending: Pending) -> Response | None:
+        decision, settings, route = pending.decision, pending.settings, pending.match.route
         assert decision.answer is not None
         self._answers[decision.answer] += 1
         match decision.answer:
             case Answer.RESULT:
-                return self._described(decision, route)
+                return self._from_result(decision, route)
+            case Answer.DESCRIBED | Answer.STREAM:
+                assert pending.channels is not None
+                described = pending.channels.response
+                return Response(status_of({"status_code": described.status}), stream_headers(described.fields)[0])
             case Answer.EMPTY:
                 # nobody but the handler could have described a response, and it described none
                 return Response(204)
@@ -302,6 +440,10 @@ class Exchange:
                 return self._failed(decision, route)
             case Answer.SKIPPED:
                 return skipped()
+            case Answer.RESPONDED:
+                return pending.response
+            case Answer.MALFORMED:
+                return envelope(400, "BAD_REQUEST", pending.complaint)
             case Answer.TOO_LARGE:
                 text = f"Request body too large: at most {settings.body_limit} bytes are accepted"
                 return envelope(413, "PAYLOAD_TOO_LARGE", text)
@@ -309,13 +451,15 @@ class Exchange:
                 error_id = new_error_id()
                 text = f"No response within {settings.default_timeout} ms"
                 log.warning("%s: %s (waiting for %s, error_id %s)", route, text, decision.function_id, error_id)
+                if pending.in_middleware:
+                    return envelope(504, TIMED_OUT, "Middleware timeout", error_id=error_id)
                 return envelope(504, errors.TIMEOUT, text, error_id=error_id)
             case Answer.UNAVAILABLE:
                 return self._unavailable()
             case Answer.NONE:
                 return None
 
-    def _described(self, decision: ResponseDecision, route: Route) -> Response:
+    def _from_result(self, decision: ResponseDecision, route: Route) -> Response:
         try:
             return from_result(decision.outcome.result.decode())
         except JsonError as error:
@@ -327,8 +471,7 @@ class Exchange:
         error, error_id = decision.outcome.exception(), new_error_id()
         log.error("%s: %s failed: %s (error_id %s)", route, decision.function_id, error, error_id)
         if error.code in OVERLOADED:
-            headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
-            return envelope(503, error.code, error.message, error_id=error_id, headers=headers)
+            return envelope(503, error.code, error.message, error_id=error_id, headers=RETRY)
         return envelope(500, error.code, error.message, error_id=error_id)
 
     def _draining(self) -> bool:
@@ -340,22 +483,30 @@ class Exchange:
 
     def statistics(self) -> ExchangeStatistics:
         """A frozen picture of the requests."""
-        slots = self._slots.statistics()
         return ExchangeStatistics(
             requests=self._requests,
-            running=slots.borrowed_tokens,
-            waiting=slots.tasks_waiting,
+            running=self._slots.running,
+            waiting=self._slots.waiting,
+            streaming=self._streaming,
+            truncated=self._truncated,
+            shed=self._shed,
             unmatched=self._unmatched,
             refused=self._refused,
             answers=dict(self._answers),
         )
 
 
+REASONS: Final[Mapping[Answer | None, str]] = {
+    Answer.NONE: cancellation.CALLER_DISCONNECTED,
+    Answer.TIMED_OUT: cancellation.DEADLINE,
+}
+"""Why a handler is cancelled, by how its request has ended; without an answer the engine stops."""
+
+
 def unavailable() -> Response:
     """The answer to every request while the engine drains, or the module is not up: 503, and the connection ends."""
     text = "The engine is shutting down or starting; try again"
-    headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
-    return envelope(503, errors.ENGINE_DRAINING, text, headers=headers, close=True)
+    return envelope(503, errors.ENGINE_DRAINING, text, headers=RETRY, close=True)
 
 
 def _not_served(found: NotAllowed | None) -> Response:

@@ -12,7 +12,7 @@ from attrs import frozen
 from ...protocol import Json, codec
 from ...protocol.errors import ProtocolError
 from ...protocol.limits import MAX_DEPTH
-from ...protocol.scan import deeper_than, has_endless_number
+from ...protocol.scan import MAX_DIGITS, deeper_than, has_endless_number
 from .routes import Match
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ NOT_FORWARDED: Final = frozenset(
 )
 """Header fields a handler does not decide: they belong to the connection, and the server writes length and date."""
 
+_ID: Final = re.compile(r"[!-~]{1,128}")
+_BYTE: Final = re.compile(r"\s*\(byte (\d+)\)")
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -50,12 +52,40 @@ _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f
 
 @frozen
 class Request:
-    """A request's head. `path` is raw, without the query; of a repeated header `headers` has the last value."""
+    """A request's head. `path` is raw, without the query.
+
+    A header that came several times has its values joined as HTTP joins them. `scheme` and `client` (an address, or "")
+    are those of the connection, or what a trusted proxy says of them. `id` names the request in logs, "" for none.
+    """
 
     method: str
     path: str
     query: str
     headers: Mapping[str, str]
+    scheme: str = "http"
+    client: str = ""
+    http_version: str = "1.1"
+    id: str = ""
+
+    @property
+    def query_params(self) -> dict[str, str | list[str]]:
+        """The decoded query; a key that came several times has the list of its values."""
+        params: dict[str, str | list[str]] = {}
+        if self.query:
+            for name, value in parse_qsl(self.query, keep_blank_values=True):
+                before = params.get(name)
+                if before is None:
+                    params[name] = value
+                elif isinstance(before, list):
+                    before.append(value)
+                else:
+                    params[name] = [before, value]
+        return params
+
+    @property
+    def media_type(self) -> str:
+        """The content type in lower case, without its parameters; "" for none."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     @property
     def origin(self) -> str | None:
@@ -65,7 +95,7 @@ class Request:
     @property
     def has_json(self) -> bool:
         """Whether the body is JSON by its content type: `application/json` or any `+json`, in any case (§8)."""
-        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        media_type = self.media_type
         return media_type == "application/json" or media_type.endswith("+json")
 
     @property
@@ -88,51 +118,120 @@ class Request:
         return self.headers.get("baggage") or None
 
 
-def read_request(scope: Mapping[str, Any]) -> Request:
-    """The head of an ASGI `http` scope. A header value outside visible ASCII becomes empty (§7)."""
+def read_request(scope: Mapping[str, Any], id_header: str = "", trust_proxy: bool = False) -> Request:
+    """The head of an ASGI `http` scope.
+
+    With an `id_header` the request has an id: the client's own where it is fit to be logged, else a new one, which then
+    stands among the headers.
+    """
     headers: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        try:
-            headers[name.decode("ascii").lower()] = value.decode("ascii")
-        except UnicodeDecodeError:
-            headers[name.decode("latin-1").lower()] = ""
+    for raw_name, raw_value in scope["headers"]:
+        name, value = _text(raw_name).lower(), _text(raw_value)
+        if name in headers:
+            value = headers[name] + ("; " if name == "cookie" else ", ") + value
+        headers[name] = value
     raw = scope.get("raw_path") or scope["path"].encode()
     path = raw.decode("latin-1").partition("?")[0]
     if not path.startswith("/") and "://" in path:
         # the absolute form, as clients of a proxy send it
         path = "/" + path.partition("://")[2].partition("/")[2]
-    return Request(scope["method"].upper(), path, scope.get("query_string", b"").decode("latin-1"), headers)
+    client = scope.get("client")
+    address = client[0] if client else ""
+    scheme = scope.get("scheme", "http")
+    if trust_proxy:
+        # the last entry is the one that the proxy in front of us has written; those before it anybody can make up
+        address = headers.get("x-forwarded-for", "").rpartition(",")[2].strip() or address
+        scheme = headers.get("x-forwarded-proto", "").rpartition(",")[2].strip().lower() or scheme
+    request_id = ""
+    if id_header:
+        request_id = headers.get(id_header, "")
+        if not _ID.fullmatch(request_id):
+            request_id = headers[id_header] = secrets.token_hex(16)
+    return Request(
+        scope["method"].upper(),
+        path,
+        scope.get("query_string", b"").decode("latin-1"),
+        headers,
+        scheme,
+        address,
+        scope.get("http_version", "1.1"),
+        request_id,
+    )
 
 
-def read_json(body: bytes) -> bytes | None:
-    """`body` if it is one JSON value that every peer can take, else None (see `protocol.scan`)."""
+def _text(value: bytes) -> str:
+    """A header's bytes as text: UTF-8 as today's clients send it, else Latin-1 as HTTP had it once."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+class BadRequest(ValueError):
+    """The request is not what it says it is; the text says where, and is for its client."""
+
+
+def check_json(body: bytes) -> None:
+    """Raises `BadRequest` unless `body` is one JSON value that every peer can take; the text names the position."""
     try:
         codec.decode_value(body)
-    except ProtocolError:
-        return None
-    if deeper_than(body, MAX_BODY_DEPTH) or has_endless_number(body):
-        return None
-    return body
+    except ProtocolError as error:
+        raise BadRequest(f"the body is not valid JSON: {_position(body, str(error))}") from None
+    if deeper_than(body, MAX_BODY_DEPTH):
+        raise BadRequest(f"the body nests deeper than {MAX_BODY_DEPTH} levels")
+    if has_endless_number(body):
+        raise BadRequest(f"the body holds a number of {MAX_DIGITS} digits or more")
 
 
-def handler_input(request: Request, match: Match, body: bytes) -> Json:
-    """What condition and handler are called with (§7); a body that is not JSON, or none, is null.
+def _position(body: bytes, text: str) -> str:
+    """What the parser said, with line and column where it has named a byte, or where UTF-8 ends."""
+    found = _BYTE.search(text)
+    at = int(found[1]) if found else None
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        if at is None or error.start <= at:
+            at, text = error.start, "it is not UTF-8"
+    if at is None:
+        if "truncated" not in text:
+            return text or "nested too deeply"
+        at = len(body)
+    line = body.count(b"\n", 0, at) + 1
+    column = at - body.rfind(b"\n", 0, at)
+    return f"{_BYTE.sub('', text).strip()} at byte {at} (line {line}, column {column})"
 
-    `path` is the registered text. Repeated query keys and headers give their last value: clients expect strings.
+
+def handler_input(request: Request, match: Match, body: bytes = b"", context: Mapping[str, Any] | None = None) -> Json:
+    """What a condition is called with, and a handler together with the refs of its channels (§7).
+
+    `body` is JSON text, or nothing: null. `path` is the registered text; the request's own stands in `request`, with
+    its query, scheme, client address, version and id. `context` is there if there was a middleware.
     """
-    route = match.route
-    head = codec.encode_value(
-        {
-            "query_params": dict(parse_qsl(request.query, keep_blank_values=True)),
-            "path_params": match.params,
-            "headers": request.headers,
-            "path": route.pattern.text,
-            "method": request.method,
-            "trigger": {"type": "http", "path": route.pattern.text, "method": route.method},
-        }
-    )
-    parsed = read_json(body) if body else None
-    return Json(head[:-1] + b',"body":' + (parsed or b"null") + b"}")
+    text = match.route.pattern.text
+    fields = {
+        "query_params": request.query_params,
+        "path_params": match.params,
+        "headers": request.headers,
+        "path": text,
+        "method": request.method,
+        "trigger": {"type": "http", "path": text, "method": match.route.method},
+        "request": {
+            "path": request.path,
+            "query": request.query,
+            "scheme": request.scheme,
+            "client": request.client,
+            "http_version": request.http_version,
+            "id": request.id,
+        },
+    }
+    if context is not None:
+        fields["context"] = context
+    return Json(codec.encode_value(fields)[:-1] + b',"body":' + (body or b"null") + b"}")
+
+
+def with_refs(data: Json, request_body: bytes, response: bytes) -> Json:
+    """`handler_input` with its two refs, which are JSON text."""
+    return Json(data.raw[:-1] + b',"request_body":' + request_body + b',"response":' + response + b"}")
 
 
 # -- responses --------------------------------------------------------------------------------------------------------
@@ -160,19 +259,19 @@ def from_result(result: Any) -> Response:
     that cannot be sent, one below 200 included, becomes 200; header fields that cannot be sent are left out.
     """
     fields = result if isinstance(result, dict) else {}
-    headers = tuple(_headers(fields.get("headers")))
+    headers = tuple(headers_of(fields.get("headers")))
     body = fields.get("body", {})
     given = any(name == b"content-type" for name, _ in headers)
     if not given:
-        return Response(_status(fields), ((b"content-type", JSON_TYPE), *headers), codec.encode_value(body))
+        return Response(status_of(fields), ((b"content-type", JSON_TYPE), *headers), codec.encode_value(body))
     if isinstance(body, str):
         content = body.encode("utf-8", "replace")
     else:
         content = b"" if body is None else codec.encode_value(body)
-    return Response(_status(fields), headers, content)
+    return Response(status_of(fields), headers, content)
 
 
-def _status(fields: Mapping[str, Any]) -> int:
+def status_of(fields: Mapping[str, Any]) -> int:
     status = fields.get("status_code", fields.get("statusCode"))
     if status is None:
         return 200
@@ -182,13 +281,23 @@ def _status(fields: Mapping[str, Any]) -> int:
     return 200
 
 
-def _headers(given: Any) -> Iterator[tuple[bytes, bytes]]:
+def headers_of(given: Any) -> Iterator[tuple[bytes, bytes]]:
     for name, value in _pairs(given):
         lower = name.lower().encode("ascii", "replace")
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             log.warning("a handler returned the header %r, which cannot be sent: it is left out", name)
         elif lower not in NOT_FORWARDED:
             yield lower, value.strip().encode("ascii")
+
+
+def stream_headers(given: Mapping[str, str]) -> tuple[Headers, int | None]:
+    """The header fields that a response channel has set, and the length they declare for the body, if they do."""
+    headers = tuple(headers_of(given))
+    for name, value in given.items():
+        if name.strip().lower() == "content-length" and value.strip().isdecimal():
+            length = int(value)
+            return (*headers, (b"content-length", b"%d" % length)), length
+    return headers, None
 
 
 def _pairs(given: Any) -> Iterator[tuple[str, str]]:

@@ -6,21 +6,35 @@ the `ResponseDecision` as it comes. Only a response that streams has a second ta
 first one sends. Channels live as long as their request: no timer watches them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
-from ...engine.channels import Channel, Channels, EndState
+from ...engine.channels import Channel, Channels, Direction, EndState
+from ...engine.invocations import Outcome
 from ...protocol import Json, JsonError
 from ...protocol.limits import CHANNEL_CHUNK
 from ...transport.frames import Binary
-from .asgi import Incoming
+from .asgi import Incoming, Scope, Send, begin, connection_of
 from .decision import Event, ResponseDecision
+from .messages import Headers, with_refs
 
 BATCH_BYTES: Final = 256 * 1024
-"""Bytes of a stream that leave in one write at most."""
+"""A stream's messages leave in one write up to this size."""
+PATIENCE_S: Final = 5.0
+"""How long a stream goes on when only one of channel and call has ended, and that not well."""
+GONE: Final = "the client has left"
+
+
+@frozen
+class Head:
+    """How a streamed response begins; `length` is what the handler has declared for its body."""
+
+    status: int
+    headers: Headers
+    length: int | None
 
 
 @define(eq=False)
@@ -34,6 +48,12 @@ class RequestBody:
 
     def __attrs_post_init__(self) -> None:
         self.channel.attach_writer(self)
+
+    def begin(self) -> None:
+        """Hand over what has come so far, for a body that nobody has read before."""
+        self.put(self.incoming.take_early())
+        if self.incoming.complete:
+            self.finish()
 
     def put(self, data: bytes) -> None:
         """Hand over some bytes, in messages that every reader takes. What is over the channel's bound is still taken."""
@@ -167,6 +187,63 @@ class ResponseChannel:
         self.channel.leave(reason)
 
 
+async def relay(
+    scope: Scope,
+    send: Send,
+    response: ResponseChannel,
+    head: Head,
+    outcome: Callable[[], Outcome | None],
+    idle_s: float,
+) -> str | None:
+    """Send what comes through the channel, at once and as fast as the client takes it; why it is cut off, or None.
+
+    `outcome` is the call's, None while it runs; whoever knows of it calls `response.wake`. A stream whose writer was
+    lost is complete if the handler succeeds. One whose handler has failed is complete if it is closed soon after.
+    """
+    sent = 0
+    first = response.available() or b""
+    if head.length is not None and len(first) > head.length:
+        first = first[: head.length]
+        sent = head.length + 1
+    await begin(scope, send, head.status, list(head.headers), first, more=True)
+    sent = sent or len(first)
+    connection = connection_of(scope)
+    until = trio.current_time() + idle_s
+    patience: float | None = None
+    while True:
+        if head.length is not None and sent > head.length:
+            return f"the handler has written more than the {head.length} bytes that it declared"
+        if connection is not None and connection.broken:
+            return GONE
+        data = response.available()
+        if data is not None:
+            sent += len(data)
+            if head.length is None or sent <= head.length:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            until = trio.current_time() + idle_s
+            continue
+        ended, result = response.ended, outcome()
+        if ended is False and result is not None and result.ok:
+            ended = True
+        if ended:
+            if head.length is not None and sent < head.length:
+                return f"the handler has written {sent} of the {head.length} bytes that it declared"
+            return None
+        if ended is False and result is not None:
+            return f"its writer was lost and the handler failed: {result.exception()}"
+        if patience is None and (ended is False or (result is not None and not result.ok)):
+            patience = trio.current_time() + PATIENCE_S
+        limit = until if patience is None else min(until, patience)
+        with trio.CancelScope(deadline=limit) as waiting:
+            await response.wait()
+        if waiting.cancelled_caught:
+            if patience is None or until <= patience:
+                return f"nothing was written for {idle_s:g} s"
+            if result is not None:
+                return f"the handler failed: {result.exception()}"
+            return "its writer was lost, and the handler did not end"
+
+
 @define(eq=False)
 class Channelled:
     """Both channels of one request."""
@@ -176,18 +253,22 @@ class Channelled:
 
     @classmethod
     def open(cls, channels: Channels, incoming: Incoming, decision: ResponseDecision) -> "Channelled":
-        """Make the channels; `refs` then stand for their far ends."""
+        """Make the channels; `input` tells a handler of their far ends."""
         return cls(
             RequestBody(channels.create(None, expires=False), incoming),
             ResponseChannel(channels.create(None, expires=False), decision),
         )
 
-    @property
-    def refs(self) -> dict[str, dict[str, str]]:
-        """What the handler's input says of them."""
-        return {"request_body": self.body.channel.ref("read"), "response": self.response.channel.ref("write")}
+    def input(self, data: Json) -> Json:
+        """The handler's input with the refs of the channels' far ends."""
+        return with_refs(data, _ref(self.body.channel, "read"), _ref(self.response.channel, "write"))
 
     def release(self) -> None:
         """The request is over, for whatever reason."""
         self.body.release()
         self.response.release("the response is complete")
+
+
+def _ref(channel: Channel, direction: Direction) -> bytes:
+    """A ref as JSON text: ids and keys hold nothing that JSON escapes."""
+    return b'{%s}' % b",".join(b'"%b":"%b"' % (k.encode(), v.encode()) for k, v in channel.ref(direction).items())

@@ -103,6 +103,13 @@ class QueueStatistics:
     remembered: bool
 
 
+@define
+class _Crew:
+    """The consumers of one life of a queue."""
+
+    size: int = 0
+
+
 @define(eq=False, kw_only=True)
 class ActiveQueue:
     """One queue: its machine, its shares, and while it has any, its nursery in `nursery`.
@@ -251,6 +258,8 @@ class ActiveQueue:
         # what is in flight never exceeds the concurrency, and nothing else ever lies in the channel: it needs no bound of
         # its own, and handing over a message costs no turn of the loop
         send, receive = trio.open_memory_channel[Item](math.inf)
+        # a queue that gets a share again begins anew beside consumers that still end what they had begun
+        crew = _Crew()
         async with trio.open_nursery() as nursery, send:
             while self.shares:
                 self._wake = trio.Event()
@@ -260,21 +269,23 @@ class ActiveQueue:
                         timer = effect.when
                     else:
                         send.send_nowait(effect.item)
-                while self._consumers < min(self.machine.in_flight, self.machine.policy.concurrency):
-                    self._consumers += 1
-                    nursery.start_soon(self._consume, receive, name=f"consumer of {self.key.name}")
+                while crew.size < min(self.machine.in_flight, self.machine.policy.concurrency):
+                    crew.size += 1
+                    nursery.start_soon(self._consume, receive, crew, name=f"consumer of {self.key.name}")
                 with trio.move_on_at(timer):
                     await self._wake.wait()
             self._serving = False
 
-    async def _consume(self, receive: trio.MemoryReceiveChannel[Item]) -> None:
+    async def _consume(self, receive: trio.MemoryReceiveChannel[Item], crew: "_Crew") -> None:
+        self._consumers += 1
         try:
             async for item in receive:
                 await self._deliver(item)
-                if self._consumers > max(1, self.machine.policy.concurrency):
+                if crew.size > max(1, self.machine.policy.concurrency):
                     return
         finally:
             self._consumers -= 1
+            crew.size -= 1
 
     async def _deliver(self, item: Item) -> None:
         try:
