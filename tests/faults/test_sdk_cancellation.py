@@ -17,11 +17,12 @@ from cancellation_sweep import CancelAtStep, public_coroutines, sweep, tree
 
 import iii_trio.sdk
 from iii_trio import Client, InvocationTimeout, NotConnected, Reconnect, Trigger, Worker, open_client
-from iii_trio.config import Live, PubSubSettings, StateSettings
+from iii_trio.config import Live, PubSubSettings, StateSettings, StreamSettings
 from iii_trio.engine import Engine, open_engine
 from iii_trio.modules.introspection import IntrospectionModule
 from iii_trio.modules.pubsub import PubSubModule
 from iii_trio.modules.state import StateModule
+from iii_trio.modules.stream import StreamModule
 from iii_trio.sdk.providers import Binding
 from iii_trio.stores import open_memory
 from iii_trio.testing.raw import NoFrame, RawPort, RawWorker, open_port
@@ -82,6 +83,7 @@ async def world() -> AsyncIterator[World]:
         nursery = await stack.enter_async_context(trio.open_nursery())
         for module in (
             StateModule(Live(StateSettings()), store.key_value("state")),
+            StreamModule(Live(StreamSettings()), store, listen=False),
             PubSubModule(Live(PubSubSettings())),
             IntrospectionModule(),
         ):
@@ -133,6 +135,17 @@ async def state(client: Client, _here: World) -> None:
     await scope.delete("k")
 
 
+async def stream(client: Client, _here: World) -> None:
+    group = client.stream("s")["g"]
+    await group.set("i", {"id": "i", "n": 1})
+    await group.update("i", {"type": "increment", "path": "n", "by": 1})
+    assert (await group.get("i"))["n"] == 2
+    assert len(await group.list()) == 1
+    assert await client.stream("s").groups() == ["g"]
+    await group.send("typing", {"who": "me"})
+    await group.delete("i")
+
+
 async def wait(client: Client, _here: World) -> None:
     await client.wait_connected()
     await client.wait_registered()
@@ -155,7 +168,7 @@ async def reconnect(client: Client, here: World) -> None:
     assert await client.call("a::echo", 1) == 1
 
 
-WITH_A_CLIENT = [call, send, enqueue, publish, state, wait, reconnect]
+WITH_A_CLIENT = [call, send, enqueue, publish, state, stream, wait, reconnect]
 
 
 def sweep_client(subject: Callable[[Client, World], Awaitable[None]], stride: int) -> int:
@@ -296,6 +309,10 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "state": (
         *(f"builtins.Scope.{name}" for name in ("get", "set", "update", "delete", "list")),
         "builtins.State.scopes",
+    ),
+    "stream": (
+        *(f"builtins.Group.{name}" for name in ("get", "set", "update", "delete", "list", "send")),
+        "builtins.Stream.groups",
     ),
     "wait": ("client.Client.wait_connected", "client.Client.wait_registered", "supervisor.Supervisor.wait_registered"),
     "reconnect": ("supervisor.Supervisor.run", "dial.dial", "session.Session.run"),
