@@ -10,7 +10,7 @@ import trio.testing
 from cancellation_sweep import CancelAtStep, public_coroutines, sweep, tree
 
 import iii_trio.engine
-from iii_trio.engine import Call, Engine, Listener, LocalPeer, Rules, open_engine, open_local
+from iii_trio.engine import Call, Engine, Listener, LocalPeer, Rules, calls_wait, open_engine, open_local
 from iii_trio.protocol import EMPTY_OBJECT, Json
 from iii_trio.protocol.errors import WireError
 from iii_trio.testing.raw import NoFrame, RawPort, RawWorker, open_port
@@ -167,10 +167,30 @@ async def unwinding(core: Engine, _port: RawPort, _neighbour: RawWorker) -> None
         await core.invocations.stop([slow], 1)
 
 
+async def handover(core: Engine, _port: RawPort, neighbour: RawWorker) -> None:
+    """A module that is replaced while it runs one call and another one waits for its successor."""
+
+    async def slow(_call: Call, _data: Json) -> Json:
+        await trio.sleep(1)
+        return EMPTY_OBJECT
+
+    async with open_local(core, "after") as after, open_local(core, "before") as before:
+        before.register("m::slow", slow, task=True)
+        first = neighbour.call("m::slow")
+        await neighbour.settled()
+        async with calls_wait(core, [before], 5):
+            second = neighbour.call("m::slow")
+            await neighbour.settled()
+            core.release(before)
+            after.register("m::slow", slow, task=True)
+        for call in (first, second):
+            assert (await neighbour.result(call))["result"] == {}
+
+
 AUTH = Rules(auth_function_id="a::admit")
 
 
-@pytest.mark.parametrize("subject", [invoke, modules, serve, handle, unwinding])
+@pytest.mark.parametrize("subject", [invoke, modules, serve, handle, unwinding, handover])
 def test_cancelled_at_any_step_it_leaves_everything_as_it_was(subject: Subject) -> None:
     assert sweep_core(subject) > 10
 
@@ -232,6 +252,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "handle": ("listener.Listener.handle", "listener.Listener.wait_closed"),
     "admission": ("sessions.admit",),
     "unwinding": ("invocations.Invocations.wait_idle", "invocations.Invocations.stop"),
+    "handover": ("handover.calls_wait",),
     "listen": ("listener.Listener.run", "listener.bind"),
     "whole": ("engine.open_engine", "engine.Engine.drain", "deadlines.Deadlines.run"),
 }

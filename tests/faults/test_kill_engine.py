@@ -1,12 +1,15 @@
-"""Promises P1 and P2: what was receipted is handled, whenever the engine is killed (20 rounds of kill -9).
+"""Promises P1, P2 and P3: what was receipted is handled, in order, whenever the engine or a worker is killed.
 
-Producers enqueue without pause, one worker handles, both stay; the engine is killed at random moments and started again
-on its port. The producers note what they got receipts for, the worker what it saw. At the end both must agree, and
-nothing may be left waiting. The last test takes the wait for the disk out of the engine and sees this very check fail.
+Four producers enqueue without pause into a standard and a fifo queue, four workers handle, all stay; the engine is
+killed at 20 random moments and started again on its port, or the workers are. The producers note what they got receipts
+for, the workers what they saw. At the end both must agree, nothing may be left waiting, every group of the fifo queue
+was handled in its order, and nothing was begun twice in one life of the engine. One test takes the wait for the disk out
+of the engine and sees this very check fail.
 """
 
 import random
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +23,10 @@ from iii_trio import Client, InvocationError, Reconnect, Worker, open_client
 from iii_trio.testing import run_engine
 
 MESSAGES = 1_000
-AT_ONCE = 8
+PRODUCERS = WORKERS = 4
+LANES = 8
+"""Enqueues at once; each lane is a group of the fifo queue, where every other message of the lane goes."""
+
 SETTLE_S = 10.0
 ROUNDS_S = 160.0
 ENGINE = (sys.executable, "-m", "iii_trio")
@@ -33,6 +39,7 @@ workers:
     config:
       queue_configs:
         default: {max_retries: 1000, backoff_ms: 5, concurrency: 20}
+        groups: {max_retries: 1000, backoff_ms: 5, concurrency: 20, type: fifo, message_group_field: group}
 """
 
 # What is answered lies in memory for another 100 ms: to a process that is killed, the same as an fsync left out.
@@ -63,13 +70,18 @@ class Ledger:
 
     receipted: set[int] = field(factory=set)
     handled: set[int] = field(factory=set)
-    deliveries: int = 0
+    firsts: list[int] = field(factory=list)
+    """What was handled, by the first time."""
+    life: int = 0
+    begun: Counter[tuple[int, int]] = field(factory=Counter)
+    """Deliveries by life of the engine and message."""
     left_in_queue: int = 0
     _news: trio.Event = field(factory=trio.Event)
 
     def note(self, number: int) -> None:
+        if number not in self.handled:
+            self.firsts.append(number)
         self.handled.add(number)
-        self.deliveries += 1
         self._news.set()
         self._news = trio.Event()
 
@@ -82,21 +94,38 @@ class Ledger:
             await self._news.wait()
 
 
-async def produce(client: Client, ledger: Ledger, numbers: Sequence[int], enough: trio.Event) -> None:
+async def produce(client: Client, ledger: Ledger, lane: int, enough: trio.Event) -> None:
     """Enqueue until there is enough of both messages and kills; only what has a receipt counts."""
-    for number in numbers:
+    for number in range(lane, 10_000_000, LANES):
         if enough.is_set():
             return
+        queue = "groups" if number // LANES % 2 else "default"
+        message = {"number": number, "group": lane}
         try:
-            await client.enqueue("default", "kill::handle", {"number": number}, timeout=5)
+            await client.enqueue(queue, f"kill::handle-{lane % WORKERS}", message, timeout=5)
         except InvocationError:
             continue  # no receipt, no promise
         ledger.receipted.add(number)
 
 
 async def depth(client: Client) -> int:
-    stats = await client.call("engine::queue::topic_stats", {"topic": "default"})
-    return int(stats["depth"] + stats["dlq_depth"])
+    waiting = 0
+    for queue in ("default", "groups"):
+        stats = await client.call("engine::queue::topic_stats", {"topic": queue})
+        waiting += stats["depth"] + stats["dlq_depth"]
+    return waiting
+
+
+def a_worker(number: int, ledger: Ledger, work_s: float) -> Worker:
+    worker = Worker(f"handler-{number}")
+
+    @worker.function(f"kill::handle-{number}")
+    async def handle(message: dict[str, int]) -> None:
+        ledger.begun[ledger.life, message["number"]] += 1
+        await trio.sleep(work_s)
+        ledger.note(message["number"])
+
+    return worker
 
 
 async def run_rounds(
@@ -107,41 +136,65 @@ async def run_rounds(
     command: Sequence[str] = ENGINE,
     messages: int = MESSAGES,
     work_s: float = 0.02,
+    worker_kills: int = 0,
 ) -> Ledger:
-    """Kill the engine `kills` times while messages wait, are handled and are written; returns the books afterwards."""
+    """Kill the engine `kills` times while messages wait, are handled and are written; returns the books afterwards.
+
+    In its last life a worker loses its connection and starts anew `worker_kills` times.
+    """
     config = directory / "config.yaml"
     config.write_text(QUEUES)
     ledger, dice, enough = Ledger(), random.Random(seed), trio.Event()
-    worker = Worker("handler")
+    scopes = [trio.CancelScope() for _ in range(WORKERS)]
 
-    @worker.function("kill::handle")
-    async def handle(message: dict[str, int]) -> None:
-        await trio.sleep(work_s)
-        ledger.note(message["number"])
+    async def work(url: str, number: int, *, task_status: trio.TaskStatus[None]) -> None:
+        starting = True
+        while True:
+            scopes[number] = trio.CancelScope()
+            with scopes[number]:
+                run = partial(a_worker(number, ledger, work_s).run, url, reconnect=SOON)
+                if starting:
+                    await run(task_status=task_status)
+                else:
+                    await run()
+            starting = False
 
     async def everything(url: str) -> None:
-        async with open_client(url, name="producer", reconnect=SOON) as client, trio.open_nursery() as producers:
-            for lane in range(AT_ONCE):
-                producers.start_soon(produce, client, ledger, range(lane, 10_000_000, AT_ONCE), enough)
+        async with trio.open_nursery() as producers:
+            for number in range(PRODUCERS):
+                producers.start_soon(one_producer, url, number)
         produced.set()
+
+    async def one_producer(url: str, number: int) -> None:
+        async with open_client(url, name=f"producer-{number}", reconnect=SOON) as client, trio.open_nursery() as lanes:
+            for lane in range(number, LANES, PRODUCERS):
+                lanes.start_soon(produce, client, ledger, lane, enough)
+
+    async def enough_messages(share: float) -> None:
+        while len(ledger.receipted) < messages * share:
+            await ledger.news()
 
     port, produced = 0, trio.Event()
     with trio.fail_after(ROUNDS_S):
         async with trio.open_nursery() as nursery:
             for kill in range(kills + 1):
                 async with run_engine(directory, "-c", str(config), port=port, command=command) as engine:
+                    ledger.life = kill
                     if not port:
                         port = engine.port
-                        await nursery.start(partial(worker.run, engine.url, reconnect=SOON))
+                        for number in range(WORKERS):
+                            await nursery.start(work, engine.url, number)
                         nursery.start_soon(everything, engine.url)
                     if kill < kills:
-                        while len(ledger.receipted) < messages * (kill + 1) // (kills + 1):
-                            await ledger.news()
+                        await enough_messages((kill + 1) / (kills + 1))
                         await trio.sleep(dice.uniform(0.01, 0.3))
                         await engine.kill()
                         continue
-                    while len(ledger.receipted) < messages:
-                        await ledger.news()
+                    for worker_kill in range(worker_kills):
+                        await enough_messages((kill + worker_kill / worker_kills) / (kills + 1))
+                        await trio.sleep(dice.uniform(0.0, 0.05))
+                        scopes[worker_kill % WORKERS].cancel()
+                    await enough_messages(1)
                     enough.set()
                     await produced.wait()
                     async with open_client(engine.url, name="auditor") as auditor:
@@ -154,15 +207,30 @@ async def run_rounds(
 
 
 def check(ledger: Ledger) -> None:
-    """P1 and P2, as a judgement on the books."""
+    """P1, P2 and P3, as a judgement on the books."""
     assert not ledger.missing, f"{len(ledger.missing)} receipted messages were never handled"
     assert ledger.left_in_queue == 0, "messages are stuck in the queue"
+    for lane in range(LANES):
+        group = [number for number in ledger.firsts if number % LANES == lane and number // LANES % 2]
+        assert group == sorted(group), "a group of the fifo queue was handled out of order"
+
+
+def check_repetitions(ledger: Ledger) -> None:
+    """P2: only what was in flight when the engine was killed is repeated."""
+    assert not [one for one, times in ledger.begun.items() if times > 1], "messages were repeated without a reason"
 
 
 async def test_every_receipted_message_is_handled_over_20_kills(tmp_path: Path) -> None:
     ledger = await run_rounds(tmp_path, 20, seed=1)
     check(ledger)
+    check_repetitions(ledger)
     assert len(ledger.receipted) >= MESSAGES
+
+
+async def test_every_receipted_message_is_handled_while_workers_are_killed(tmp_path: Path) -> None:
+    ledger = await run_rounds(tmp_path, 0, seed=12, worker_kills=12)
+    check(ledger)
+    assert any(times > 1 for times in ledger.begun.values()), "no worker was killed in the middle of its work"
 
 
 async def test_the_check_fails_when_the_engine_does_not_wait_for_the_disk(tmp_path: Path) -> None:
@@ -176,4 +244,5 @@ async def test_the_check_fails_when_the_engine_does_not_wait_for_the_disk(tmp_pa
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3, 11))
 async def test_200_kills(tmp_path: Path, seed: int) -> None:
-    check(await run_rounds(tmp_path, 25, seed=seed))
+    ledger = await run_rounds(tmp_path, 25, seed=seed, worker_kills=25)
+    check(ledger)

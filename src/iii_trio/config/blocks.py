@@ -33,7 +33,6 @@ _STORES: Final = (_IN_MEMORY, _FILE_BASED)
 _NOT_YET: Final = ("redis", "rabbitmq", "bridge")
 _DURABLE_AT_ONCE: Final = "every write is on disk before it is acknowledged"
 _NO_POLLING: Final = "queues wake at once instead of polling"
-_NOT_IN_HTTP: Final = "this engine's HTTP worker has no such feature"
 _MAX_U32: Final = 2**32 - 1
 
 
@@ -145,10 +144,25 @@ class HttpSettings:
     body_limit: int = setting(
         16 * 1024 * 1024, tier="live", unit="bytes", ge=1, doc="Largest request body; a larger one is answered 413."
     )
-    trust_proxy: bool | None = no_op(why=_NOT_IN_HTTP, doc="Take client addresses from proxy headers.")
-    request_id_header: str | None = no_op(why=_NOT_IN_HTTP, doc="Header that carries a request id.")
-    ignore_trailing_slash: bool | None = no_op(why=_NOT_IN_HTTP, doc="Match paths with and without a last slash.")
-    not_found_function: str | None = no_op(why=_NOT_IN_HTTP, doc="Function that answers unmatched paths.")
+    concurrency_queue_limit: int = setting(
+        1024, tier="live", ge=0, doc="Requests that wait for their turn; more than these are answered 503."
+    )
+    stream_idle_timeout: int = setting(
+        3_600_000, tier="live", unit="ms", ge=1, doc="Longest silence in a response that streams; then it is cut off."
+    )
+    trust_proxy: bool = setting(
+        False, tier="live", doc="Believe X-Forwarded-For and X-Forwarded-Proto; only behind a proxy that writes them."
+    )
+    request_id_header: str = setting(
+        "x-request-id", tier="live", doc="Header that carries a request's id, in and out; empty for none."
+    )
+    ignore_trailing_slash: bool = setting(
+        False, tier="live", doc="Let a path also match with a last slash more or less."
+    )
+    not_found_function: str | None = setting(
+        None, tier="live", nonempty=True, doc="Function that answers the paths that no route knows."
+    )
+    access_log: bool = setting(False, tier="live", doc="Log a line for every request.")
 
 
 # State and stream
@@ -223,6 +237,10 @@ class StreamSettings:
     auth_function: str | None = setting(
         None, tier="live", nonempty=True, doc="Function that admits new subscriber connections."
     )
+    allowed_origins: tuple[str, ...] = setting(
+        (), tier="live", doc="Web origins whose pages may connect; empty or '*' means all."
+    )
+    max_value_bytes: int | None = setting(None, tier="live", unit="bytes", ge=1, doc="Largest value that is stored.")
     adapter: StreamAdapter = setting(StreamAdapter(), tier="rebind", doc="What streams are kept in.")
 
 

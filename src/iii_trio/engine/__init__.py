@@ -8,6 +8,7 @@ from .delegation import Delegate, Delegation, Refusal
 from .engine import Engine, EngineState, EngineStatistics, open_engine
 from .firing import Delivered, Firing
 from .functions import FunctionEntry
+from .handover import calls_wait
 from .invocations import NOTHING, Call, Outcome
 from .listener import Listener, bind
 from .local import LATER, Later, LocalPeer, open_local
@@ -54,6 +55,7 @@ __all__ = [
     "Timer",
     "TypeClaim",
     "bind",
+    "calls_wait",
     "open_engine",
     "open_local",
 ]

@@ -12,8 +12,7 @@ from typing import Final, Protocol
 import trio
 from attrs import define, field, frozen
 
-from ..engine import Engine, LocalPeer
-from ..engine.handover import calls_wait
+from ..engine import Engine, LocalPeer, calls_wait
 from ..protocol.errors import IIIError
 from .children import Backoff
 

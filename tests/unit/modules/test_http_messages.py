@@ -8,12 +8,13 @@ from iii_trio.config import CorsSettings
 from iii_trio.engine import Binding
 from iii_trio.modules.http import cors
 from iii_trio.modules.http.messages import (
+    BadRequest,
     Response,
+    check_json,
     envelope,
     from_result,
     handler_input,
     new_error_id,
-    read_json,
     read_request,
     skipped,
 )
@@ -43,20 +44,52 @@ def test_the_handler_gets_the_whole_request() -> None:
     request = read_request(scope("POST", b"/users/42?q=1&q=2&a&b=%C3%A9+x&c=%ff", headers))
     text = handler_input(request, match("users/:id", "/users/42", "POST"), b'{"z":2, "a":[1]}')
     assert text.decode() == {
-        "query_params": {"q": "2", "a": "", "b": "é x", "c": "\ufffd"},
+        "query_params": {"q": ["1", "2"], "a": "", "b": "é x", "c": "\ufffd"},
         "path_params": {"id": "42"},
-        "headers": {"host": "x", "content-type": "application/json", "x-a": "2"},
+        "headers": {"host": "x", "content-type": "application/json", "x-a": "1, 2"},
         "path": "users/:id",
         "method": "POST",
         "trigger": {"type": "http", "path": "users/:id", "method": "POST"},
+        "request": {
+            "path": "/users/42",
+            "query": "q=1&q=2&a&b=%C3%A9+x&c=%ff",
+            "scheme": "http",
+            "client": "",
+            "http_version": "1.1",
+            "id": "",
+        },
         "body": {"z": 2, "a": [1]},
     }
     assert b'"body":{"z":2, "a":[1]}' in text.raw
 
 
-def test_a_header_outside_visible_ascii_is_empty() -> None:
-    request = read_request(scope(headers=((b"x-name", "é".encode()), (b"x-ok", b"a\tb"))))
-    assert request.headers == {"x-name": "", "x-ok": "a\tb"}
+def test_headers_keep_everything() -> None:
+    headers = ((b"x-name", "é".encode()), (b"x-old", b"\xe9"), (b"cookie", b"a=1"), (b"Cookie", b"b=2"), (b"x-ok", b"a\tb"))
+    request = read_request(scope(headers=headers))
+    assert request.headers == {"x-name": "é", "x-old": "é", "cookie": "a=1; b=2", "x-ok": "a\tb"}
+
+
+def test_a_query_key_has_all_its_values() -> None:
+    assert read_request(scope(target=b"/?a=1&b=2&a=3&a=")).query_params == {"a": ["1", "3", ""], "b": "2"}
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(b"abc-1", True), (b"x" * 129, False), (b"a b", False), ("é".encode(), False), (b"", False)]
+)
+def test_a_request_has_the_clients_id_or_a_new_one(given: bytes, kept: bool) -> None:
+    request = read_request(scope(headers=((b"x-call", given),)), "X-Call")
+    assert (request.id == given.decode()) is kept
+    assert request.headers["x-call"] == request.id
+    assert 0 < len(request.id) <= 128
+    assert read_request(scope(headers=((b"x-request-id", b"1"),))).id == ""
+
+
+def test_only_a_trusted_proxy_says_where_a_request_comes_from() -> None:
+    headers = ((b"x-forwarded-for", b"6.6.6.6, 10.0.0.7"), (b"x-forwarded-proto", b"https"))
+    given = {**scope(headers=headers), "client": ("127.0.0.1", 5), "scheme": "http"}
+    plain, trusting = read_request(given), read_request(given, trust_proxy=True)
+    assert (plain.client, plain.scheme) == ("127.0.0.1", "http")
+    assert (trusting.client, trusting.scheme) == ("10.0.0.7", "https")
 
 
 @pytest.mark.parametrize(
@@ -132,9 +165,29 @@ def test_the_length_of_the_body(headers: tuple[tuple[bytes, bytes], ...], length
     ],
 )
 def test_only_json_that_every_peer_can_take_is_passed_on(body: bytes, accepted: bool) -> None:
-    assert read_json(body) == (body if accepted else None)
-    passed = handler_input(read_request(scope()), match("/", "/"), body).decode()["body"]
-    assert passed == (Json(body).decode() if accepted else None)
+    if accepted:
+        check_json(body)
+        passed = handler_input(read_request(scope()), match("/", "/"), body).decode()["body"]
+        assert passed == Json(body).decode()
+    else:
+        with pytest.raises(BadRequest):
+            check_json(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{broken", "at byte 1 (line 1, column 2)"),
+        (b'{"a":1,\n "b":}', "at byte 13 (line 2, column 6)"),
+        (b'{"a":1', "at byte 6 (line 1, column 7)"),
+        (b'["\xff"]', "it is not UTF-8 at byte 2 (line 1, column 3)"),
+        (b"[" * 127 + b"]" * 127, "deeper than 126 levels"),
+    ],
+)
+def test_what_is_wrong_with_json_is_said_with_its_position(body: bytes, words: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        check_json(body)
+    assert words in str(caught.value)
 
 
 def test_trace_context_is_passed_on_when_it_is_well_formed() -> None:

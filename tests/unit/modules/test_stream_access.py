@@ -147,6 +147,30 @@ async def test_the_sub_protocol_of_browsers_is_agreed_on() -> None:
         assert auth.payloads[0]["headers"]["sec-websocket-protocol"] == "Authorization, a-token"
 
 
+@pytest.mark.parametrize(
+    ("allowed", "origin", "status"),
+    [
+        ((), "https://evil.example", None),
+        (("*",), "https://evil.example", None),
+        (("https://app.example",), "https://app.example", None),
+        (("https://app.example",), None, None),
+        (("https://app.example",), "https://evil.example", 403),
+        (("https://app.example",), "null", 403),
+    ],
+)
+async def test_pages_of_other_origins_may_be_kept_out(
+    allowed: tuple[str, ...], origin: str | None, status: int | None
+) -> None:
+    async with stream(allowed_origins=allowed) as (_, _user, port):
+        headers = {} if origin is None else {"origin": origin}
+        if status is None:
+            assert await (await port.connect(**headers)).join() == []
+            return
+        with pytest.raises(HandshakeError) as refused:
+            await port.connect(**headers)
+        assert refused.value.status == status
+
+
 # -- join and leave ---------------------------------------------------------------------------------------------------
 
 

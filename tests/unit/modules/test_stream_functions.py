@@ -8,6 +8,7 @@ from stream_harness import address, stream
 
 from iii_trio.protocol import NULL, Json
 from iii_trio.protocol.errors import WireError
+from iii_trio.stores import open_memory
 from iii_trio.testing.raw import open_port
 
 
@@ -128,3 +129,44 @@ async def test_a_value_that_would_nest_too_deep_on_the_wire_is_refused() -> None
                 await ask(user, function_id, payload)
             assert refused.value.code == code
         assert await ask(user, "stream::list_all") == {"stream": [], "count": 0}
+
+
+async def test_values_above_the_configured_size_are_refused_on_every_way_in() -> None:
+    async with stream(max_value_bytes=10) as (core, user, _port):
+        events = record(user, "events")
+        bind(core, user, "stream", "events", {"stream_name": "s"})
+        await ask(user, "stream::set", {**address(), "data": "x" * 8})
+        append = [{"type": "append", "value": "y"}]
+        for function_id, payload in [
+            ("stream::set", {**address("j"), "data": "x" * 9}),
+            ("stream::update", {**address(), "ops": append}),
+        ]:
+            with pytest.raises(WireError, match="value of 11 bytes exceeds the configured max_value_bytes limit of 10"):
+                await ask(user, function_id, payload)
+        assert await ask(user, "stream::list", address(None)) == ["x" * 8]
+        await ask(user, "stream::send", {**address(None), "type": "end", "data": None})
+        assert [one["event"]["type"] for one in await events.wait(2)] == ["create", "event"]
+
+
+async def test_a_failing_store_is_an_error_of_the_caller_and_no_event() -> None:
+    async with open_memory(max_ops=0) as full, stream(full) as (core, user, port):
+        events = record(user, "events")
+        bind(core, user, "stream", "events", {"stream_name": "s"})
+        client = await port.connect()
+        client.send("join")
+        for operation, payload, code in [
+            ("set", {**address(), "data": 1}, "STREAM_SET_ERROR"),
+            ("get", address(), "STREAM_GET_ERROR"),
+            ("delete", address(), "STREAM_DELETE_ERROR"),
+            ("update", {**address(), "ops": []}, "STREAM_UPDATE_ERROR"),
+            ("list", address(None), "STREAM_GET_GROUP_ERROR"),
+            ("list_groups", address(None), "STREAM_LIST_GROUPS_ERROR"),
+            ("list_all", None, "STREAM_LIST_ALL_ERROR"),
+        ]:
+            with pytest.raises(WireError, match=r"Failed to .*Nothing was changed") as refused:
+                await ask(user, f"stream::{operation}", payload)
+            assert refused.value.code == code
+        await ask(user, "stream::send", {**address(None), "type": "t", "data": 1})
+        assert [one["event"]["type"] for one in await events.wait(1)] == ["event"]
+        assert await client.event() == (None, "event", {"type": "t", "data": 1})
+        assert port.module.statistics().failed == 7

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from module_harness import ask
+from module_harness import ask, bind, record
 from stream_harness import Client, address, stream
 
-from iii_trio.engine import EngineState, LocalPeer
+from iii_trio.engine import Call, EngineState, LocalPeer
+from iii_trio.protocol import Json
 from iii_trio.protocol.limits import DEAD_AFTER_S, PING_AFTER_S, STREAM_MESSAGE, STREAM_SUBSCRIPTIONS
 from iii_trio.transport import HandshakeError
 
@@ -276,3 +277,34 @@ async def test_what_is_no_upgrade_is_told_so() -> None:
         await here.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         answer = bytes(await here.receive_some())
         assert answer.startswith(b"HTTP/1.1 426 ")
+
+
+async def test_a_socket_that_breaks_at_any_moment_of_a_join_leaves_nothing() -> None:
+    async with stream() as (core, user, port):
+
+        async def joined(call: Call, data: Json) -> Json:
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+            return Json.of({})
+
+        user.register("joined", joined, task=True)
+        bind(core, user, "stream:join", "joined", {})
+        left = record(user, "left")
+        bind(core, user, "stream:leave", "left", {})
+        for tick in range(40):
+            client = await port.connect()
+            client.send("join", str(tick))
+            for _ in range(tick):
+                await trio.lowlevel.checkpoint()
+            client.connection.abort()
+            await client.end()
+            await trio.testing.wait_all_tasks_blocked()
+            picture = port.module.statistics()
+            assert picture.hub is not None
+            assert picture.sockets is not None
+            assert (picture.hub.subscribers, picture.hub.groups, picture.sockets.open) == (0, 0, 0)
+            assert picture.sockets.handshakes == 0
+            assert not user.running
+        told = [one["subscription_id"] for one in left.payloads]
+        assert 0 < len(told) < 40, "some ended before they had joined, some after"
+        assert len(told) == len(set(told))

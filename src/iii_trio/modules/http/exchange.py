@@ -10,6 +10,7 @@ when nobody is there to hear it is cancelled at its executor.
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -22,6 +23,7 @@ from ...engine.engine import Engine
 from ...engine.invocations import Call, Outcome
 from ...engine.local import LocalPeer
 from ...engine.peer import DEFAULT_NAMESPACE
+from ...engine.triggers import Binding
 from ...protocol import ABSENT, Json, JsonError, cancellation, errors
 from ...protocol.errors import WireError
 from ...protocol.limits import DEADLINE_S
@@ -44,7 +46,7 @@ from .messages import (
     stream_headers,
 )
 from .middleware import TIMED_OUT, middleware_input, read_verdict
-from .routes import Match, NotAllowed, Route, Routes
+from .routes import Match, NotAllowed, Pattern, Route, Routes
 from .slots import GONE, SHED, Slots
 from .streaming import GONE as CLIENT_GONE
 from .streaming import Channelled, Head, relay
@@ -79,6 +81,8 @@ class Pending:
     outcome: Outcome | None = field(default=None, init=False)
     """The handler's, once its call has ended."""
     leftover: Timer | None = field(default=None, init=False)
+    reason: str | None = field(default=cancellation.SHUTDOWN, init=False)
+    """Why the handler is cancelled if it still runs when the request is over; None if it may run on for a while."""
 
     @property
     def namespace(self) -> str:
@@ -153,20 +157,22 @@ class Exchange:
         """A response with what every response has: CORS headers, and the request's id."""
         settings = self.settings.value
         if request.id:
-            header = settings.request_id_header.encode("ascii")
+            header = settings.request_id_header.lower().encode("ascii")
             kept = (pair for pair in response.headers if pair[0] != header)
             response = attrs.evolve(response, headers=(*kept, (header, request.id.encode("ascii"))))
         return cors.decorate(response, settings.cors, request.origin)
 
     async def _answer(self, scope: Scope, send: Send, request: Request, incoming: Incoming) -> Response | None:
         """The response still to be written; None when there is none, or it has been streamed."""
-        if self._draining():
-            return self._unavailable()
         settings = self.settings.value
         found = self.routes.find(request.method, request.path, settings.ignore_trailing_slash)
+        if request.method == "OPTIONS" and (request.is_preflight or not isinstance(found, Match)):
+            return cors.preflight(settings.cors, request.origin)
+        if self._draining():
+            return self._unavailable()
+        if found is None and settings.not_found_function:
+            found = _fallback(request, settings.not_found_function)
         if not isinstance(found, Match):
-            if request.method == "OPTIONS":
-                return cors.preflight(settings.cors, request.origin)
             self._unmatched += 1
             return _not_served(found)
         slot = await self._slots.take(incoming)
@@ -396,10 +402,11 @@ class Exchange:
         finally:
             self._streaming -= 1
         if cut is None:
+            pending.reason = None
             await finish(scope, send, pending.incoming)
-        elif cut is CLIENT_GONE or pending.incoming.gone:
-            pending.decision.answer = Answer.NONE
-        else:
+            return
+        pending.reason = cancellation.CALLER_DISCONNECTED
+        if cut is not CLIENT_GONE and not pending.incoming.gone:
             self._truncated += 1
             log.error("%s: the response of %s is cut off: %s", pending.match.route, pending.decision.function_id, cut)
             connection = connection_of(scope)
@@ -409,14 +416,14 @@ class Exchange:
 
     def _release(self, pending: Pending) -> None:
         """The request is over. A call that nobody waits for is cancelled; what runs on after its answer gets some time."""
-        decision, call = pending.decision, pending.call
+        call = pending.call
         if call is not None and pending.outcome is None:
-            if decision.answer in (Answer.STREAM, Answer.DESCRIBED):
+            if pending.reason is None:
                 seconds = pending.settings.default_timeout / 1000
-                give_up = lambda: self.peer.cancel_call(call, cancellation.DEADLINE)  # noqa: E731
+                give_up = partial(self.peer.cancel_call, call, cancellation.DEADLINE)
                 pending.leftover = self.core.deadlines.after(seconds, give_up)
             else:
-                self.peer.cancel_call(call, REASONS.get(decision.answer, cancellation.SHUTDOWN))
+                self.peer.cancel_call(call, pending.reason)
         if pending.channels is not None:
             pending.channels.release()
 
@@ -426,6 +433,7 @@ class Exchange:
         decision, settings, route = pending.decision, pending.settings, pending.match.route
         assert decision.answer is not None
         self._answers[decision.answer] += 1
+        pending.reason = REASONS.get(decision.answer)
         match decision.answer:
             case Answer.RESULT:
                 return self._from_result(decision, route)
@@ -496,17 +504,23 @@ class Exchange:
         )
 
 
-REASONS: Final[Mapping[Answer | None, str]] = {
+REASONS: Final[Mapping[Answer, str]] = {
     Answer.NONE: cancellation.CALLER_DISCONNECTED,
     Answer.TIMED_OUT: cancellation.DEADLINE,
 }
-"""Why a handler is cancelled, by how its request has ended; without an answer the engine stops."""
+"""Why a handler that still runs is cancelled, by how its request has ended."""
 
 
 def unavailable() -> Response:
     """The answer to every request while the engine drains, or the module is not up: 503, and the connection ends."""
     text = "The engine is shutting down or starting; try again"
     return envelope(503, errors.ENGINE_DRAINING, text, headers=RETRY, close=True)
+
+
+def _fallback(request: Request, function_id: str) -> Match:
+    """What answers where no route does: `not_found_function`, in the default namespace."""
+    binding = Binding(id="not_found_function", trigger_type="http", function_id=function_id, config=ABSENT)
+    return Match(Route(method=request.method, pattern=Pattern(request.path, (), ()), binding=binding), {})
 
 
 def _not_served(found: NotAllowed | None) -> Response:

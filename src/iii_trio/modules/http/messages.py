@@ -93,6 +93,11 @@ class Request:
         return self.headers.get("origin")
 
     @property
+    def is_preflight(self) -> bool:
+        """Whether a browser asks what it may send."""
+        return "access-control-request-method" in self.headers and "origin" in self.headers
+
+    @property
     def has_json(self) -> bool:
         """Whether the body is JSON by its content type: `application/json` or any `+json`, in any case (§8)."""
         media_type = self.media_type
@@ -124,6 +129,7 @@ def read_request(scope: Mapping[str, Any], id_header: str = "", trust_proxy: boo
     With an `id_header` the request has an id: the client's own where it is fit to be logged, else a new one, which then
     stands among the headers.
     """
+    id_header = id_header.lower()
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = _text(raw_name).lower(), _text(raw_value)
@@ -269,6 +275,11 @@ def from_result(result: Any) -> Response:
     else:
         content = b"" if body is None else codec.encode_value(body)
     return Response(status_of(fields), headers, content)
+
+
+def is_header_name(name: str) -> bool:
+    """Whether HTTP allows a header of that name."""
+    return _NAME.fullmatch(name) is not None
 
 
 def status_of(fields: Mapping[str, Any]) -> int:

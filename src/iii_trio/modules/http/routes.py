@@ -1,19 +1,23 @@
 """The route table: which binding answers a method and a path (spec/http.md §3, §4). No I/O.
 
 Theory of operation. Paths stand in a tree with one edge per segment. A node's literal edges are tried before its one
-parameter edge, and the search goes back when a literal edge leads nowhere, so its cost depends on the tree along the
-path, not on the number of routes. The path is chosen first, the method second. Parameter names belong to the route and
-not to the tree: methods may name them differently.
+parameter edge, that before its one wildcard edge, and the search goes back when an edge leads nowhere, so its cost
+depends on the tree along the path, not on the number of routes. The path is chosen first, the method second. Parameter
+names belong to the route and not to the tree: methods may name them differently.
+
+The forms of a segment: a literal; `:name` or `{name}`, which matches any one segment that is not empty; and, in the last
+place, `*name`, `{*name}` or `*` (whose name is `*`), which matches whatever remains, slashes included, if anything does.
+Segments are compared and parameters handed over percent-decoded; an encoded slash separates nothing.
 
 Each (method, shape) holds an ordered list of claims. The newest serves, because a worker that reconnects or is deployed
 anew must take over at once; the older ones stand by and serve again when it goes, so no route vanishes.
 """
 
-import logging
 import re
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import unquote
 
 from attrs import define, field, frozen
 
@@ -21,15 +25,22 @@ from ...engine.triggers import Binding, Reason
 from ...protocol import Json, JsonError
 from ...protocol.errors import TriggerRejected
 
-log = logging.getLogger(__name__)
-
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 MAX_PATH: Final = 1024
 """Longest `api_path` in characters; a request's path can be longer, it only matches nothing."""
 
 _NAME: Final = re.compile(r":([^{}]+)|\{([^{}*]+)\}")
-Segment = str | None
-"""A literal in the form in which a request line has it, or None for a parameter."""
+_REST: Final = re.compile(r"\*([^{}*/]*)|\{\*([^{}*/]*)\}")
+
+
+class Kind(Enum):
+    """A segment of a pattern that is no literal."""
+
+    REST = "rest"
+
+
+Segment = str | Kind | None
+"""A literal, percent-decoded; None for a parameter; or a wildcard."""
 
 
 @frozen
@@ -41,13 +52,18 @@ class Pattern:
     parameters: tuple[tuple[int, str], ...]
 
     @property
+    def rest(self) -> bool:
+        """Whether it ends in a wildcard."""
+        return self.segments[-1] is Kind.REST
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Parameter names from left to right."""
         return tuple(name for _, name in self.parameters)
 
 
 def read_pattern(text: str) -> Pattern:
-    """The pattern of an `api_path`, with or without leading slashes; `{name}` means `:name`.
+    """The pattern of an `api_path`, with or without leading slashes.
 
     Raises `TriggerRejected` for a path that no request could ever match.
     """
@@ -58,14 +74,17 @@ def read_pattern(text: str) -> Pattern:
             raise TriggerRejected(f"api_path '{text}' contains '{mark}': give the path alone, queries always match")
     segments: list[Segment] = []
     parameters: list[tuple[int, str]] = []
-    for index, segment in enumerate(text.lstrip("/").split("/")):
-        if segment.startswith(("*", "{*")):
+    given = text.lstrip("/").split("/")
+    for index, segment in enumerate(given):
+        named, rest = _NAME.fullmatch(segment), _REST.fullmatch(segment)
+        if rest is not None and index == len(given) - 1:
+            segments.append(Kind.REST)
+            parameters.append((index, rest[1] or rest[2] or "*"))
+        elif segment.startswith(("*", "{*")):
             raise TriggerRejected(
-                f"api_path '{text}' has the wildcard segment '{segment}': wildcards are not supported, "
-                "a parameter like ':name' matches exactly one segment"
+                f"api_path '{text}' has the wildcard segment '{segment}': a wildcard is the whole last segment, '*name'"
             )
-        named = _NAME.fullmatch(segment)
-        if named is not None:
+        elif named is not None:
             segments.append(None)
             parameters.append((index, named[1] or named[2]))
         elif segment.startswith(":") or "{" in segment or "}" in segment:
@@ -73,19 +92,19 @@ def read_pattern(text: str) -> Pattern:
                 f"api_path '{text}' has the malformed segment '{segment}': a parameter is a whole segment, ':name'"
             )
         else:
-            # matching is on the raw path, where such characters always come percent-encoded
-            segments.append("".join(c if "!" <= c <= "~" else quote(c, errors="replace") for c in segment))
+            segments.append(unquote(segment))
     return Pattern(text, tuple(segments), tuple(parameters))
 
 
 @define(eq=False, kw_only=True)
 class Route:
-    """One binding's route. `condition` is the id of a function in the binding's namespace."""
+    """One binding's route. `condition` and `middleware` are ids of functions, looked up in the binding's namespace."""
 
     method: str
     pattern: Pattern
     binding: Binding
     condition: str | None = None
+    middleware: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.method} {self.pattern.text}"
@@ -101,17 +120,14 @@ def read_route(binding: Binding) -> Route:
     method = given.upper() if isinstance(given, str) else "GET"
     if method not in METHODS:
         raise TriggerRejected(f"http_method '{given}' is not served; use one of {', '.join(METHODS)}")
-    if any(isinstance(item, str) for item in _list(config.get("middleware_function_ids"))):
-        # serving the route without them could leave it open to anybody
-        raise TriggerRejected("middleware_function_ids are not supported by this version, so the route is not served")
+    chain = config.get("middleware_function_ids")
     condition = config.get("condition_function_id")
-    if method == "OPTIONS":
-        log.warning("trigger %s: the CORS rules answer every OPTIONS request, its route is never reached", binding.id)
     return Route(
         method=method,
         pattern=read_pattern(path),
         binding=binding,
         condition=condition if isinstance(condition, str) and condition else None,
+        middleware=tuple(item for item in chain if isinstance(item, str)) if isinstance(chain, list) else (),
     )
 
 
@@ -123,13 +139,9 @@ def _config(config: Json) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
 @frozen
 class Match:
-    """A request's route and the raw values of its parameters."""
+    """A request's route and the values of its parameters, percent-decoded."""
 
     route: Route
     params: dict[str, str]
@@ -157,30 +169,39 @@ class _Node:
 
     literals: dict[str, "_Node"] = field(factory=dict)
     parameter: "_Node | None" = None
+    rest: "_Node | None" = None
     claims: dict[str, list[Route]] = field(factory=dict)
 
     def child(self, segment: Segment) -> "_Node | None":
-        return self.parameter if segment is None else self.literals.get(segment)
+        if isinstance(segment, str):
+            return self.literals.get(segment)
+        return self.parameter if segment is None else self.rest
 
     def grow(self, segment: Segment) -> "_Node":
         child = self.child(segment)
         if child is None:
             child = _Node()
-            if segment is None:
-                self.parameter = child
-            else:
-                self.literals[segment] = child
+            self._set(segment, child)
         return child
 
     def cut(self, segment: Segment) -> None:
-        if segment is None:
-            self.parameter = None
-        else:
+        if isinstance(segment, str):
             del self.literals[segment]
+        else:
+            self._set(segment, None)
+
+    def _set(self, segment: Segment, child: "_Node | None") -> None:
+        if isinstance(segment, str):
+            assert child is not None
+            self.literals[segment] = child
+        elif segment is None:
+            self.parameter = child
+        else:
+            self.rest = child
 
     @property
     def empty(self) -> bool:
-        return not (self.literals or self.parameter or self.claims)
+        return not (self.literals or self.parameter or self.rest or self.claims)
 
 
 @define(eq=False)
@@ -217,15 +238,21 @@ class Routes:
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
-    def find(self, method: str, path: str) -> Match | NotAllowed | None:
+    def find(self, method: str, path: str, ignore_trailing_slash: bool = False) -> Match | NotAllowed | None:
         """Who answers `method` on the raw request path, without its query; None when nobody knows the path.
 
-        A HEAD request is answered by the GET route of its path where none is registered for HEAD.
+        A HEAD request is answered by the GET route of its path where none is registered for HEAD. With
+        `ignore_trailing_slash` a path that nobody knows is looked for without its last slash, or with one more.
         """
         if not path.startswith("/"):
             return None
         segments = path[1:].split("/")
+        if "%" in path:
+            segments = [unquote(segment) for segment in segments]
         claims = self._search(segments)
+        if claims is None and ignore_trailing_slash and path != "/":
+            segments = segments[:-1] if not segments[-1] else [*segments, ""]
+            claims = self._search(segments)
         if claims is None:
             return None
         serving = claims.get(method) or (claims.get("GET") if method == "HEAD" else None)
@@ -233,7 +260,11 @@ class Routes:
             served = claims.keys() | ({"HEAD"} if "GET" in claims else set())
             return NotAllowed(tuple(name for name in METHODS if name in served))
         route = serving[-1]
-        return Match(route, {name: segments[index] for index, name in route.pattern.parameters})
+        params = {name: segments[index] for index, name in route.pattern.parameters}
+        if route.pattern.rest:
+            index, name = route.pattern.parameters[-1]
+            params[name] = "/".join(segments[index:])
+        return Match(route, params)
 
     def _search(self, segments: list[str]) -> dict[str, list[Route]] | None:
         end = len(segments)
@@ -245,6 +276,8 @@ class Routes:
                     return node.claims
                 continue
             segment = segments[depth]
+            if node.rest is not None and (segment or depth < end - 1):
+                untried.append((node.rest, end))
             if node.parameter is not None and segment:
                 untried.append((node.parameter, depth + 1))
             literal = node.literals.get(segment)
@@ -304,8 +337,7 @@ class Routes:
             node = untried.pop()
             yield node
             untried.extend(node.literals.values())
-            if node.parameter is not None:
-                untried.append(node.parameter)
+            untried.extend(child for child in (node.parameter, node.rest) if child is not None)
 
     def statistics(self) -> RouteStatistics:
         """A frozen picture of the table."""

@@ -16,7 +16,7 @@ from . import cors
 from .asgi import Incoming, Receive, Scope, Send, write
 from .connections import STOP_GRACE_S, Connections, ConnectionStatistics
 from .exchange import Exchange, ExchangeStatistics, unavailable
-from .messages import read_request
+from .messages import is_header_name, read_request
 from .routes import METHODS, Routes, RouteStatistics
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ CONFIG_FORMAT: Final = {
     "properties": {
         "api_path": {
             "type": "string",
-            "description": "Path to serve, with or without leading slash; a segment ':name' matches any one segment.",
+            "description": "Path to serve, with or without leading slash; a segment ':name' matches any one segment, "
+            "a last segment '*name' whatever remains.",
         },
         "http_method": {
             "type": ["string", "null"],
@@ -39,6 +40,11 @@ CONFIG_FORMAT: Final = {
         "condition_function_id": {
             "type": ["string", "null"],
             "description": "Called with the request first; if it answers false, the response is 422.",
+        },
+        "middleware_function_ids": {
+            "type": ["array", "null"],
+            "items": {"type": "string"},
+            "description": "Called in this order after the condition; each lets the request go on, or answers it.",
         },
     },
     "required": ["api_path"],
@@ -98,8 +104,8 @@ class HttpModule:
     async def run(self, core: Engine, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `task_status` is told once clients can connect.
 
-        Raises `ConfigError` for an address that cannot be bound and for settings this version cannot honour; nothing
-        has been provided then. The trigger type is provided before the first connection is accepted, so that routes
+        Raises `ConfigError` for settings that cannot be honoured, such as an address that cannot be bound; nothing has
+        been provided then. The trigger type is provided before the first connection is accepted, so that routes
         which waited for it serve from the first request on.
         """
         check_settings(self.settings.value)
@@ -184,9 +190,9 @@ class HttpModule:
 
 
 def check_settings(settings: HttpSettings) -> None:
-    """Raises `ConfigError` for what this version cannot honour: serving without it could leave routes open to anybody."""
-    if settings.middleware:
-        raise ConfigError("`middleware` of the http worker is not supported by this version; take it out to start")
+    """Raises `ConfigError` for a header name that no request can have."""
+    if not is_header_name(settings.request_id_header or "x"):
+        raise ConfigError(f"request_id_header: '{settings.request_id_header}' is no header name; use letters and '-'")
 
 
 def _url(host: str, port: int) -> str:

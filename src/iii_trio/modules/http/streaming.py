@@ -75,14 +75,15 @@ class RequestBody:
         go on later, without losing a byte.
         """
         incoming = self.incoming
-        while not incoming.gone:
+        while True:
             while self.channel.stopped and not self._over and not incoming.complete:
                 await self._lot.park()
             was_complete = incoming.complete
             data = await incoming.next()
             if incoming.gone:
                 self.channel.lost("the client has left")
-            elif not was_complete:
+                return
+            if not was_complete:
                 self.put(data)
                 if incoming.complete:
                     self.finish()

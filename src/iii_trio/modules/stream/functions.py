@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from attrs import define, field
 
+from ...config import Live, StreamSettings
 from ...engine import LATER, Call, Firing, Later, LocalPeer, Outcome
 from ...protocol import ABSENT, NULL, Json
 from ...protocol.codec import encode_value
@@ -55,6 +56,7 @@ LIST_GROUPS_ERROR: Final = "STREAM_LIST_GROUPS_ERROR"
 LIST_ALL_ERROR: Final = "STREAM_LIST_ALL_ERROR"
 SEND_ERROR: Final = "STREAM_SEND_ERROR"
 JSON_ERROR: Final = "JSON_ERROR"
+VALUE_TOO_LARGE: Final = "VALUE_TOO_LARGE"
 
 FAILURES: Final = {
     SET_ERROR: "Failed to set value",
@@ -75,6 +77,7 @@ Address = tuple[str, str, str]
 class StreamFunctions:
     """The eight functions. `failed` counts what the store or a provider could not do."""
 
+    settings: Live[StreamSettings]
     store: Store
     providers: Providers
     watches: Watches
@@ -145,6 +148,9 @@ class StreamFunctions:
         if self.providers.has("set", stream):
             return self._write_through("set", SET_ERROR, call, data, address)
         self._check(SET_ERROR, value)
+        limit = self.settings.value.max_value_bytes
+        if limit is not None and len(value) > limit:
+            raise self._too_large(len(value), limit)
 
         def done(old: bytes | None) -> None:
             before = NULL if old is None else Json(old)
@@ -191,10 +197,15 @@ class StreamFunctions:
         if self.providers.has("get", stream) and self.providers.has("set", stream):
             return self._update_through(call, address, ops)
 
-        def done(updated: Updated[Decided]) -> None:
-            self._updated(call, address, updated.old, updated.answer)
+        limit = self.settings.value.max_value_bytes
 
-        change = partial(decide, ops, None, depth=EVENT_DEPTH)
+        def done(updated: Updated[Decided]) -> None:
+            if limit is not None and updated.answer.too_large:
+                call.fail(self._too_large(len(updated.answer.value), limit))
+            else:
+                self._updated(call, address, updated.old, updated.answer)
+
+        change = partial(decide, ops, limit, depth=EVENT_DEPTH)
         return self._submit(call, UPDATE_ERROR, partial(self._values(stream).update, group, item, change), done)
 
     def _list(self, call: Call, data: Json) -> Later:
@@ -269,6 +280,11 @@ class StreamFunctions:
     def _failure(self, code: str, why: str) -> WireError:
         self.failed += 1
         return WireError(f"{FAILURES[code]}: {why}", code)
+
+    def _too_large(self, size: int, limit: int) -> WireError:
+        self.failed += 1
+        text = f"value of {size} bytes exceeds the configured max_value_bytes limit of {limit}"
+        return WireError(text, VALUE_TOO_LARGE)
 
     def _check(self, failure: str, value: Json) -> None:
         try:

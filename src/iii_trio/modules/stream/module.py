@@ -77,7 +77,7 @@ class StreamModule:
             async with open_local(core, "stream") as peer:
                 providers, stamps, firing = Providers(core, peer), Stamps(core.clock.wall_ms), Firing(peer)
                 hub = Hub(stamps, Snapshots(self.store, providers, _warn))
-                functions = StreamFunctions(self.store, providers, self._watches, stamps, hub, firing)
+                functions = StreamFunctions(self.settings, self.store, providers, self._watches, stamps, hub, firing)
                 sockets = Sockets(core, peer, firing, hub, self._watches, self.settings)
                 self._parts = _Parts(functions, hub, sockets, firing)
                 functions.register(peer)

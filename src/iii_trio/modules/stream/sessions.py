@@ -165,10 +165,10 @@ class Session:
         if subscription is not None:
             self.watches.fire_leave(self.firing, subscription)
 
-    def end(self) -> None:
-        """The socket has ended: with it every subscription it still had."""
+    def end(self, *, told: bool) -> None:
+        """The socket has ended, and with it every subscription it still had; leave handlers are `told`."""
         for subscription in self.hub.close(self.subscriber):
-            if not self.peer.leaving:
+            if told:
                 self.watches.fire_leave(self.firing, subscription)
 
 

@@ -35,7 +35,9 @@ STOPPING: Final = "The engine is stopping.\n"
 
 @frozen
 class SocketStatistics:
-    """Sockets in their `handshakes`, `open` ones; so far `refused` by the auth function, at a bound or while draining."""
+    """Sockets in their `handshakes`, `open` ones; so far `refused`: by the auth function, for
+    their origin, at a bound, or while draining.
+    """
 
     handshakes: int
     open: int
@@ -158,11 +160,14 @@ class Sockets:
                 self._handshakes.pop(scope, None)
 
     def _route(self, request: Request) -> Refusal | None:
-        """Every path is served; only an engine that stops takes nobody in."""
-        if not self.core.draining:
-            return None
-        self._refused += 1
-        return Refusal(503, STOPPING, (("retry-after", "1"),))
+        """Every path is served; an engine that stops takes nobody in, and pages of other origins may be kept out."""
+        refusal = None
+        if self.core.draining:
+            refusal = Refusal(503, STOPPING, (("retry-after", "1"),))
+        elif not _may_come(request, self.settings.value.allowed_origins):
+            refusal = Refusal(403, "Pages of this origin are not admitted.\n")
+        self._refused += refusal is not None
+        return refusal
 
     async def _admit(self, stream: trio.abc.Stream, contexts: list[Json], request: Request) -> Refusal | None:
         """Ask the auth function there is at this moment; its context goes to `contexts`."""
@@ -217,11 +222,18 @@ class Sockets:
                 nursery.cancel_scope.cancel()
         finally:
             del self._open[connection]
-            session.end()
+            # of a module that stops nobody hears any more: what it calls is cancelled with it
+            session.end(told=self._start_accepting is not None)
 
     def statistics(self) -> SocketStatistics:
         """A frozen picture of the port."""
         return SocketStatistics(len(self._handshakes), len(self._open), self._refused)
+
+
+def _may_come(request: Request, allowed: Sequence[str]) -> bool:
+    """Whether a page of the request's origin may connect. What names no origin is no page."""
+    origin = next((value for name, value in request.headers if name == "origin"), None)
+    return origin is None or not allowed or "*" in allowed or origin in allowed
 
 
 def auth_input(request: Request, address: str) -> dict[str, object]:
