@@ -16,6 +16,7 @@ import attrs
 from attrs import frozen
 
 from iii_trio.engine import Binding, Call, EngineStatistics, FunctionEntry, RemotePeer
+from iii_trio.engine.channels import ChannelsStatistics
 from iii_trio.engine.deadlines import DeadlineStatistics
 from iii_trio.engine.firing import FiringStatistics
 from iii_trio.engine.invocations import InvocationStatistics
@@ -36,6 +37,7 @@ COUNTERS: Final[Mapping[type, frozenset[str]]] = {
     FiringStatistics: frozenset({"handled", "skipped", "failed", "dropped", "unbound"}),
     InvocationStatistics: frozenset({"calls", "late_results", "timeouts", "cancelled"}),
     EngineStatistics: frozenset({"bad_frames"}),
+    ChannelsStatistics: frozenset({"created", "expired"}),
     ListenerStatistics: frozenset({"telemetry_frames"}),
     ConnectionStatistics: frozenset({"refused", "failed"}),
     ExchangeStatistics: frozenset({"requests", "unmatched", "refused", "answers"}),

@@ -106,6 +106,6 @@ async def test_a_full_disk_refuses_clearly_and_everything_goes_on_when_there_is_
         with pytest.raises(InvocationError, match="not found"):
             await client.enqueue("nowhere", "f", {})
         await client.enqueue("default", "f", {"number": receipted + 1})
-        while receipted + 1 not in seen.begun or await depth(client):
+        while await depth(client) or receipted + 1 not in seen.begun:
             pass
         assert set(seen.begun) == set(range(1, receipted + 2))
