@@ -7,11 +7,13 @@ a sample. At most `--window` events are under way, so that the engine is never b
 
 import argparse
 import json
+import os
 import re
 import selectors
 import socket
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -44,6 +46,12 @@ def percentile(samples: list[float], share: float) -> float:
     return round(sorted(samples)[min(len(samples) - 1, int(len(samples) * share))] * 1000, 3) if samples else 0.0
 
 
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has had (Linux); unlike a rate it hardly depends on what else the machine does."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Write for `--seconds`, reading all the while."""
     socks = [await subscribe(args.stream_port) for _ in range(args.subscribers)]
@@ -64,7 +72,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
                 await client.call("stream::send", {**place, "type": "t", "data": data})
             acknowledged += 1
 
-        began = time.perf_counter()
+        began, cpu_before = time.perf_counter(), cpu_seconds(args.engine_pid)
         end = began + args.seconds
         while time.perf_counter() < end or received < sent * args.subscribers:
             while time.perf_counter() < end and sent - received // args.subscribers < args.window:
@@ -79,12 +87,13 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
                     ages.append((time.perf_counter_ns() - int(found[-1])) / 1e9)
             if time.perf_counter() > end + 20:
                 raise RuntimeError(f"{received} of {sent * args.subscribers} deliveries came")
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, cpu_seconds(args.engine_pid) - cpu_before
     return {
         "subscribers": args.subscribers,
         "operation": args.operation,
         "events_per_s": round(sent / seconds),
         "deliveries_per_s": round(received / seconds),
+        "engine_us_per_delivery": round(cpu / received * 1e6, 2),
         "p50_ms": round(statistics.median(ages) * 1000, 3),
         "p99_ms": percentile(ages, 0.99),
     }
@@ -94,6 +103,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--stream-port", type=int, required=True)
+    parser.add_argument("--engine-pid", type=int, required=True)
     parser.add_argument("--subscribers", type=int, default=100)
     parser.add_argument("--operation", choices=["send", "set"], default="send")
     parser.add_argument("--window", type=int, default=16)

@@ -76,6 +76,32 @@ async def test_a_backup_is_made_read_and_put_back(tmp_path: Path) -> None:
             assert (await client.call("configuration::get", {"id": "shop"}))["value"] == {"open": True}
 
 
+async def test_stores_are_found_where_a_stored_setting_has_put_them(tmp_path: Path) -> None:
+    adapter = {"name": "kv", "config": {"store_method": "file_based", "file_path": str(tmp_path / "elsewhere")}}
+    with trio.fail_after(SECONDS):
+        async with run_engine(tmp_path) as engine, open_client(engine.url) as client:
+            await client.call("configuration::set", {"id": "iii-state", "value": {"adapter": adapter}})
+            await client.call("iii-state::on-config-change", {})
+            await client.call("state::set", {"scope": "s", "key": "k", "value": 1})
+            assert (await iii("backup", "b", "--url", engine.url)).exit_code == 0
+            await client.call("state::set", {"scope": "s", "key": "k", "value": 2})
+            await client.call("configuration::reset", {"id": "iii-state"})
+            await client.call("iii-state::on-config-change", {})
+            await client.call("state::set", {"scope": "s", "key": "k", "value": 3})
+            assert rows(await iii("export", "state", "--data-dir", "data")) == [{"scope": "s", "key": "k", "value": 3}]
+            await client.call("configuration::set", {"id": "iii-state", "value": {"adapter": adapter}})
+            await client.call("iii-state::on-config-change", {})
+            here = ("--data-dir", f"{tmp_path}/data")
+            assert rows(await iii("export", "state", *here)) == [{"scope": "s", "key": "k", "value": 2}]
+            await client.call("configuration::reset", {"id": "iii-state"})
+            assert await engine.stop() == 0
+        restored = await iii("restore", "data/backups/b", *here)
+        assert restored.exit_code == 0, restored.output
+        assert f"state: {tmp_path}/elsewhere" in restored.output
+        async with run_engine(tmp_path) as engine, open_client(engine.url) as client:
+            assert await client.call("state::get", {"scope": "s", "key": "k"}) == 1
+
+
 async def test_what_is_no_backup_or_not_kept_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     nothing = await iii("restore", "empty")

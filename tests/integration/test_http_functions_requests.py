@@ -2,6 +2,7 @@
 
 import json
 import ssl
+import uuid
 from collections.abc import Sequence
 from functools import partial
 
@@ -35,7 +36,9 @@ async def test_a_request_as_the_specification_wants_it() -> None:
         assert request.header("host") == f"127.0.0.1:{endpoint.port}"
         assert request.header("content-type") == "x/y", "a configured header takes the place of ours"
         assert request.header("x-iii-function-path") == "external::notify"
-        assert request.header("x-iii-invocation-id") == answer["invocation_id"]
+        request_id = request.header("x-iii-invocation-id") or ""
+        assert uuid.UUID(request_id).version == 4
+        assert request_id != answer["invocation_id"], "a caller chooses that one, and may choose it twice"
         assert abs(int(request.header("x-iii-timestamp") or 0) - lab.core.clock.wall()) < 60
         assert (request.header("x-a"), request.header("accept")) == ("1", "*/*")
         for name in ("traceparent", "baggage", "x-iii-metadata", "user-agent", "accept-encoding", "x-iii-signature"):

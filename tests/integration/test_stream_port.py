@@ -16,6 +16,7 @@ from iii_trio import Append, Increment, InvocationStopped, Worker, open_client
 from iii_trio.config import default_config, load_config
 from iii_trio.host.compose import Running, open_host
 from iii_trio.host.plan import Overrides
+from iii_trio.host.supervise import StartError, leaves
 from iii_trio.modules.stream import StreamModule
 from iii_trio.modules.stream.subscribers import HubStatistics
 from iii_trio.sdk import Change
@@ -151,6 +152,21 @@ async def test_streams_outlive_a_restart_and_subscribers_are_sent_to_it(tmp_path
             nursery.cancel_scope.cancel()
 
 
+async def test_a_taken_port_stops_the_start_in_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        overrides = Overrides(
+            data_dir=tmp_path / "data", port=0, http_port=0, stream_port=taken.getsockname()[1], host="127.0.0.1"
+        )
+        with pytest.raises((StartError, ExceptionGroup)) as failed:
+            async with open_host(default_config({}), overrides):
+                pytest.fail("it started")
+        [error] = leaves(failed.value)
+        assert str(error).startswith("failed to initialize worker 'stream': address 127.0.0.1:")
+        assert "is already in use (`port` of the stream worker)" in str(error)
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -192,13 +208,16 @@ async def test_no_acknowledged_write_is_lost_to_kill_9(tmp_path: Path) -> None:
     """Killed amid writes, twice: what was answered is there, in order, and shown to the next subscriber."""
     with trio.fail_after(WAIT_S):
         acknowledged: dict[str, int] = {}
-        for run in range(2):
+        for run in range(3):
             async with run_engine(tmp_path) as engine, trio.open_nursery() as nursery:
                 one = await reader(nursery, engine.stream_port)
                 [(kind, data)] = await one.has(1)
                 shown = {value["id"]: value["n"] for value in data}
                 assert kind == "sync"
                 assert all(shown.get(item, -1) >= number for item, number in acknowledged.items())
+                if run == 2:
+                    nursery.cancel_scope.cancel()
+                    break
 
                 async def write(url: str, item: str, begin: int) -> None:
                     async with open_client(url) as client:

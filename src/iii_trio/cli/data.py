@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Final
 
 import click
+import trio
 
 from ..config import ConfigError, default_config, load_config
+from ..host.adopt import take_stored
 from ..host.backups import BACKUP
 from ..host.plan import Overrides, Plan, make_plan
+from ..modules.configuration import EntryFiles
 from ..protocol.errors import StoreError
-from ..stores import export_jobs, export_values, read_manifest, restore_backup
+from ..stores import Folder, export_jobs, export_values, read_manifest, restore_backup
 from .ask import Target, asks_engine, told_by
 from .failure import fail
 from .output import json_option, plural, show, show_json
@@ -60,11 +63,19 @@ def restore(directory: Path, path: Path | None, data_dir: Path | None) -> None:
     place is moved into a directory beside it, not deleted. Messages that were waiting when the backup was made are
     delivered again once the engine runs.
     """
-    plan = _plan(path, data_dir)
-    files, entries = plan.store_files(), plan.entries_directory()
-    folders = {} if entries is None else {"configuration": entries.absolute()}
+    plan, entries = _plan(path, data_dir)
     aside = datetime.now(UTC).strftime("replaced-%Y-%m-%dT%H-%M-%SZ")
+    folders = {}
     try:
+        if entries is not None:
+            entries.load()
+            folders["configuration"] = Folder(entries.directory, entries.files)
+            if "configuration" in read_manifest(directory).folders:
+                # the engine will run on the settings that come back
+                trio.run(take_stored, plan, EntryFiles(directory / "configuration"))
+            else:
+                trio.run(take_stored, plan, entries)
+        files = plan.store_files()
         manifest, moved = restore_backup(directory, files, folders=folders, aside=aside)
     except StoreError as error:
         fail(str(error))
@@ -72,7 +83,8 @@ def restore(directory: Path, path: Path | None, data_dir: Path | None) -> None:
     for file in manifest.files:
         show(f"  {', '.join(file.names)}: {files[file.names[0]]}")
     for name in manifest.folders:
-        show(f"  {name}: {folders.get(name, 'left out, for the configuration keeps none')}")
+        place = folders[name].directory if name in folders else "left out, for the configuration keeps none"
+        show(f"  {name}: {place}")
     for place in moved:
         show(f"What was there before is in {place}.")
 
@@ -91,7 +103,7 @@ def export(what: str, source: Path | None, path: Path | None, data_dir: Path | N
     """
     store = "state" if what == "state" else "queue"
     try:
-        file = _plan(path, data_dir).store_files().get(store) if source is None else _backup_file(source, store)
+        file = _store_file(path, data_dir, store) if source is None else _backup_file(source, store)
         if file is None:
             fail(f"The configuration keeps {what} in memory, so there is no file to read.")
         for row in export_values(file, SPACE) if what == "state" else export_jobs(file):
@@ -107,11 +119,21 @@ def _backup_file(directory: Path, store: str) -> Path:
     raise StoreError(f"The backup {directory} does not hold the store '{store}'.")
 
 
-def _plan(path: Path | None, data_dir: Path | None) -> Plan:
+def _store_file(path: Path | None, data_dir: Path | None, store: str) -> Path | None:
+    plan, entries = _plan(path, data_dir)
+    if entries is not None:
+        trio.run(take_stored, plan, entries)
+    return plan.store_files().get(store)
+
+
+def _plan(path: Path | None, data_dir: Path | None) -> tuple[Plan, EntryFiles | None]:
+    """What an engine started with these options runs, and where it keeps its entries."""
     if path is None and DEFAULT_FILE.exists():
         path = DEFAULT_FILE
     try:
         config = default_config(os.environ) if path is None else load_config(path, os.environ)
-        return make_plan(config, Overrides(data_dir=data_dir))
+        plan = make_plan(config, Overrides(data_dir=data_dir))
     except ConfigError as error:
         fail(str(error))
+    directory = plan.entries_directory()
+    return plan, None if directory is None else EntryFiles(directory.absolute())

@@ -162,7 +162,13 @@ class HttpSettings:
     not_found_function: str | None = setting(
         None, tier="live", nonempty=True, doc="Function that answers the paths that no route knows."
     )
+    openapi_path: str | None = setting(
+        None, tier="live", nonempty=True, doc="Path of the OpenAPI document of all routes, '/openapi.json' for instance."
+    )
     access_log: bool = setting(False, tier="live", doc="Log a line for every request.")
+    tls: TlsSettings | None = setting(
+        None, tier="restart", filled=True, doc="Certificate and key; with them the port speaks TLS only."
+    )
 
 
 # State and stream

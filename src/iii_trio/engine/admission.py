@@ -13,6 +13,7 @@ from typing import Final
 from attrs import define, field, frozen
 
 from ..protocol.limits import PARKED_BYTES, PARKED_FRAMES
+from .deadlines import Timer
 
 REGISTRATIONS: Final = frozenset(
     {
@@ -29,11 +30,18 @@ REGISTRATIONS: Final = frozenset(
 
 @define(eq=False)
 class WaitingCall:
-    """A call that waits for a registration. `call_id` is its id, if an answer is awaited."""
+    """A call that waits for the registration `behind`. `call_id` is the id it came with, `timer` what ends the waiting."""
 
     apply: Callable[[], None]
     size: int
     call_id: str | None
+    behind: "Parked"
+    timer: Timer | None = None
+
+    def stop_timer(self) -> None:
+        """It waits no more."""
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 @define(eq=False)
@@ -89,11 +97,17 @@ class Intake:
         """Whether a call has to wait now: a registration of its id does."""
         return function_id in self._newest and not self._barred
 
-    def park_call(self, apply: Callable[[], None], size: int, function_id: str, call_id: str | None) -> None:
-        """Keep a call for which `holds_call` is true until that registration has been applied."""
-        self._newest[function_id].calls.append(WaitingCall(apply, size, call_id))
+    def park_call(self, apply: Callable[[], None], size: int, function_id: str, call_id: str | None) -> WaitingCall:
+        """Keep a call for which `holds_call` is true until that registration has been applied.
+
+        The timer that its caller may give it is cancelled when it waits no more.
+        """
+        parked = self._newest[function_id]
+        call = WaitingCall(apply, size, call_id, parked)
+        parked.calls.append(call)
         self._count(1, size)
         self._stop_reading()
+        return call
 
     # -- the gates ----------------------------------------------------------------------------------------------------
 
@@ -116,36 +130,37 @@ class Intake:
     def release(self) -> None:
         """The hook has answered and its registration is through."""
         self._held = False
-        self._through()
         self._proceed()
 
     def _proceed(self) -> None:
+        """One thing after the other: a registration, the calls that waited for it, the next registration."""
         if self._applying:
             return
         self._applying = True
         try:
-            while self._open and not self._held and self._queue:
-                self._current = self._queue.popleft()
-                self._current.apply()
-                if not self._held:
-                    self._through()
+            while not self._held:
+                if self._current is not None:
+                    self._through(self._current)
+                elif self._open and self._queue:
+                    self._current = self._queue.popleft()
+                    self._current.apply()
+                else:
+                    break
         finally:
             self._applying = False
 
-    def _through(self) -> None:
+    def _through(self, parked: Parked) -> None:
         """The current registration has been applied or refused."""
-        parked, self._current = self._current, None
-        if parked is None:
-            return
         self._count(-1, -parked.size)
         if parked.id is not None and self._newest.get(parked.id) is parked:
             del self._newest[parked.id]
         self._make_calls(parked)
+        self._current = None
 
     def _make_calls(self, parked: Parked) -> None:
         while parked.calls:
-            call = parked.calls.popleft()
-            self._count(-1, -call.size)
+            call = parked.calls[0]
+            self.take_out(call)
             call.apply()
 
     # -- what waits ---------------------------------------------------------------------------------------------------
@@ -167,21 +182,29 @@ class Intake:
             self._paused = True
             self.pause()
 
+    def take_out(self, call: WaitingCall) -> None:
+        """A call waits no more: it is made, has been cancelled, or its time is over."""
+        call.behind.calls.remove(call)
+        self._count(-1, -call.size)
+        call.stop_timer()
+
     def withdraw(self, call_id: str) -> bool:
         """A call that still waits has been cancelled: it is not made. False when none of that id waits."""
-        waiting = [*self._queue] if self._current is None else [self._current, *self._queue]
-        for parked in waiting:
-            for call in parked.calls:
-                if call.call_id == call_id:
-                    parked.calls.remove(call)
-                    self._count(-1, -call.size)
-                    return True
+        for call in self._waiting():
+            if call.call_id == call_id:
+                self.take_out(call)
+                return True
         return False
+
+    def _waiting(self) -> tuple[WaitingCall, ...]:
+        parked = [*self._queue] if self._current is None else [self._current, *self._queue]
+        return tuple(call for one in parked for call in one.calls)
 
     def discard(self) -> None:
         """The connection has ended: what waits is dropped."""
-        if self._current is not None:
-            self._current.calls.clear()
+        for call in self._waiting():
+            call.behind.calls.clear()
+            call.stop_timer()
         self._current = None
         self._queue.clear()
         self._newest.clear()

@@ -254,7 +254,7 @@ class Channel:
     # -- both
 
     def _stop_expiry_if_paired(self) -> None:
-        if self.paired and self.expiry is not None:
+        if self.expiry is not None and self.paired:
             self.expiry.cancel()
             self.expiry = None
 
@@ -321,10 +321,8 @@ class Channels:
     _created: int = field(default=0, init=False)
     _expired: int = field(default=0, init=False)
 
-    def create(self, owner: "Peer | None", buffer_size: int | None = None, *, expires: bool = True) -> Channel:
+    def create(self, owner: "Peer | None", buffer_size: int | None = None) -> Channel:
         """A channel for `buffer_size` items, 64 when None, brought into 1…1024. It expires if an end stays free.
-
-        Without `expires` it does not: whoever made it lets it fail, or leaves it, when its time is over.
 
         Raises `WireError` with code `too_many_channels` when its owner has as many as one may have.
         """
@@ -336,8 +334,17 @@ class Channels:
         self._channels[channel.id] = channel
         if owner is not None:
             owner.channels[channel.id] = channel
-        if expires:
-            channel.expiry = self.deadlines.after(CHANNEL_UNATTACHED_S, lambda: self._expire(channel))
+        channel.expiry = self.deadlines.after(CHANNEL_UNATTACHED_S, lambda: self._expire(channel))
+        self._created += 1
+        return channel
+
+    def create_half(self, channel_id: str, key: str) -> Channel:
+        """A channel of which the engine holds one end itself; `key` (a secret) opens the other one, `channel_id` is fresh.
+
+        Nobody owns it and it never expires: whoever made it lets it fail, or leaves it, when its time is over.
+        """
+        channel = Channel(id=channel_id, write_key=key, read_key=key, capacity=CHANNEL_ITEMS, owner=None, registry=self)
+        self._channels[channel_id] = channel
         self._created += 1
         return channel
 

@@ -8,16 +8,15 @@ is sent goes into the connection's outbox. A connection ends in `retire` or at t
 import logging
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, field, frozen
 
 from ..protocol import NULL, Json, cancellation, codec, errors, trace
 from ..protocol.codec import Envelope
 from ..protocol.errors import ProtocolError, WireError
-from ..protocol.limits import DEADLINE_S, ENQUEUES_PER_PEER, MAX_DEPTH
+from ..protocol.limits import DEADLINE_S
 from ..protocol.messages import (
-    Action,
     CancelInvocation,
     Error,
     ErrorBody,
@@ -30,7 +29,7 @@ from ..protocol.messages import (
     UnregisterFunction,
 )
 from ..transport import Connection, Oversize
-from . import guard, middleware, registrations
+from . import enqueues, guard, middleware, registrations
 from .admission import REGISTRATIONS, Intake
 from .deadlines import Timer
 from .events import TelemetryReceived
@@ -46,7 +45,6 @@ log = logging.getLogger(__name__)
 
 CANCEL_FEATURE: Final = "cancel.v1"
 TELEMETRY: Final = (b"OTLP", b"MTRC", b"LOGS")
-ENQUEUE: Final = "engine::queue::enqueue"
 DEADLINE_MS: Final = round(DEADLINE_S * 1000)
 
 
@@ -189,12 +187,31 @@ class RemotePeer(Peer):
             self._bad_frame(frame, "an invokefunction needs a function_id")
             return
         if self.intake.holds_call(function_id):
-            call_id = codec.canonical_id(envelope.invocation_id or "")
-            self.intake.park_call(lambda: self._invoke(envelope, function_id, frame), len(frame), function_id, call_id)
-            return
-        self._invoke(envelope, function_id, frame)
+            self._park(envelope, function_id, frame)
+        else:
+            self._invoke(envelope, function_id, frame)
 
-    def _invoke(self, envelope: Envelope, function_id: str, frame: bytes) -> None:
+    def _park(self, envelope: Envelope, function_id: str, frame: bytes) -> None:
+        """Let a call wait for the registration of its function; its deadline runs meanwhile."""
+        timeout_s = _timeout(envelope)
+        if timeout_s is None and self.core.default_timeout_s > 0:
+            timeout_s = self.core.default_timeout_s
+        due = None if timeout_s is None else self.core.clock.now() + timeout_s
+
+        def make() -> None:
+            self._invoke(envelope, function_id, frame, due)
+
+        def expire() -> None:
+            self.intake.take_out(waiting)
+            make()
+
+        call_id = codec.canonical_id(envelope.invocation_id or "")
+        waiting = self.intake.park_call(make, len(frame), function_id, call_id)
+        if due is not None:
+            waiting.timer = self.core.deadlines.at(due, expire)
+
+    def _invoke(self, envelope: Envelope, function_id: str, frame: bytes, due: float | None = None) -> None:
+        """Make a call, or refuse it. One that waited is `due` at that time, in seconds of the engine's clock."""
         if self.leaving:
             return
         reply_id = envelope.invocation_id
@@ -208,7 +225,6 @@ class RemotePeer(Peer):
             error = WireError(errors.blank_namespace_text(), errors.INVALID_NAMESPACE)
             self._refuse(reply_id, function_id, Outcome.failed(error), envelope)
             return
-        void = False
         action = None
         if envelope.action:
             try:
@@ -219,18 +235,26 @@ class RemotePeer(Peer):
             if action is not None and action.type not in ("enqueue", "void"):
                 self._bad_frame(frame, f"unknown action {action.type!r}; the engine knows void and enqueue")
                 return
-        deadline_ms, metadata = envelope.deadline_ms, envelope.metadata
-        timeout_s = None if deadline_ms is None else max(0, min(deadline_ms, DEADLINE_MS)) / 1000
+        void = action is not None and action.type == "void"
+        timeout_s, metadata = _timeout(envelope), envelope.metadata
+        if due is not None:
+            timeout_s = due - self.core.clock.now()
+            if timeout_s <= 0:
+                self.core.counters.timeouts += 1
+                text = f"{function_id} was not called in time: it waited for this connection's own registration of it"
+                outcome = Outcome.failed(WireError(text, errors.TIMEOUT))
+                self._refuse(None if void else reply_id, function_id, outcome, envelope)
+                return
         if self.middleware is not None and middleware.applies(self, self.middleware, namespace, function_id):
             refused = middleware.call(self, self.middleware, envelope, function_id, namespace, reply_id, timeout_s)
             if refused is not None:
                 self._refuse(reply_id, function_id, refused, envelope)
             return
-        if action is not None:
-            if action.type == "enqueue":
-                self._enqueue(envelope, function_id, namespace, reply_id, action)
-                return
-            void = True
+        if action is not None and not void:
+            refused = enqueues.call(self, envelope, function_id, namespace, reply_id, action)
+            if refused is not None:
+                self._refuse(reply_id, function_id, refused, envelope)
+            return
         started = self.core.invocations.route(
             self,
             function_id,
@@ -261,58 +285,6 @@ class RemotePeer(Peer):
             self.reply(str(uuid.uuid4()), function_id, outcome, envelope.traceparent, envelope.baggage)
         else:
             self.complain(error)
-
-    def _enqueue(
-        self, envelope: Envelope, function_id: str, namespace: str | None, reply_id: str | None, action: Action
-    ) -> None:
-        """`action: enqueue` is a call of the queue provider in the caller's name (spec/protocol.md §7.2)."""
-        space = namespace or DEFAULT_NAMESPACE
-        if self.session is not None:
-            entry = self.core.functions.get(space, function_id)
-            refusal = self.core.access.check(self.session, space, function_id, entry)
-            if refusal is not None:
-                self._refuse(reply_id, function_id, Outcome.failed(refusal), envelope)
-                return
-        if self.enqueues >= ENQUEUES_PER_PEER:
-            text = f"{ENQUEUES_PER_PEER} enqueues of this connection wait for their receipts; let some finish first"
-            self._refuse(reply_id, function_id, Outcome.failed(WireError(text, errors.TOO_MANY_CALLS)), envelope)
-            return
-        receipt = str(uuid.uuid4())
-        traceparent, baggage = envelope.traceparent or None, envelope.baggage or None
-        request: dict[str, Any] = {
-            "queue": action.queue or "",
-            "function_id": function_id,
-            "messageReceiptId": receipt,
-            "traceparent": traceparent,
-            "baggage": trace.with_function(baggage, function_id) if traceparent or baggage else None,
-        }
-        if space != DEFAULT_NAMESPACE:
-            request["namespace"] = space
-        for option in ("delay_ms", "priority", "deduplication_key"):  # only what was said: a provider may know none
-            if (value := getattr(action, option)) is not None:
-                request[option] = value
-        data = codec.encode_value(request)[:-1] + b',"data":' + bytes(envelope.data) + b"}"
-        if codec.nests_too_deep(data):
-            error = WireError(f"the payload nests deeper than {MAX_DEPTH - 2} levels", errors.INVALID_MESSAGE)
-            self._refuse(reply_id, function_id, Outcome.failed(error), envelope)
-            return
-
-        def done(outcome: Outcome) -> None:
-            self.enqueues -= 1
-            if outcome.ok:
-                result = Outcome(Json(b'{"messageReceiptId":"%s"}' % receipt.encode()))
-            else:
-                result = Outcome.failed(errors.enqueue_error(outcome.exception()))
-            if reply_id is not None:
-                self.reply(reply_id, function_id, result, traceparent, baggage)
-            elif not outcome.ok:
-                error = result.exception()
-                shown = errors.shorten(str(error))
-                log.warning("worker %s: enqueue of %s failed: %s", self.label, function_id[:200], shown)
-                self.complain(error)
-
-        self.enqueues += 1
-        self.core.local.call(ENQUEUE, Json(data), done, traceparent=traceparent, baggage=baggage)
 
     def _on_result(self, envelope: Envelope, frame: bytes) -> None:
         if envelope.invocation_id is None:
@@ -572,6 +544,12 @@ class RemotePeer(Peer):
         binding = self.core.triggers.answered(self, message.id, ErrorBody(code=code, message=text))
         if binding is not None and isinstance(binding.owner, RemotePeer):
             binding.owner.send(registrations.refused_result(binding, code, text))
+
+
+def _timeout(envelope: Envelope) -> float | None:
+    """The deadline that a call brought along, in seconds from its receipt."""
+    deadline_ms = envelope.deadline_ms
+    return None if deadline_ms is None else max(0, min(deadline_ms, DEADLINE_MS)) / 1000
 
 
 _HANDLERS: Final[dict[str, Callable[..., None]]] = {

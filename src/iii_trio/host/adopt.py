@@ -29,10 +29,10 @@ from ..config import (
 )
 from ..config.names import WORKERS
 from ..engine import Binding, Call, Engine, LocalPeer, open_local
-from ..modules.configuration import Registration, Registry, value_read
+from ..modules.configuration import EntryFiles, Registration, Registry, value_read
 from ..protocol import Json
 from ..protocol.errors import IIIError, WireError
-from .plan import Block
+from .plan import Block, Plan
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,16 @@ def layered(block: Block, stored: Structured[Any] | None) -> Any:
         if problems:
             raise ConfigError("", problems)
     return settings
+
+
+async def take_stored(plan: Plan, files: EntryFiles) -> None:
+    """Put what is stored into the plan's settings of the workers that have a store. Raises `StoreError`."""
+    registry = Registry(files=files, wall_ms=lambda: 0)
+    await registry.load()
+    adoption = Adoption(registry)
+    for name in ("state", "stream", "queue"):
+        if (block := plan.blocks.get(name)) is not None:
+            setattr(plan, name, adoption.read(block).declared)
 
 
 @define(eq=False)

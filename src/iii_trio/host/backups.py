@@ -15,7 +15,7 @@ from ..engine import Call, Engine, open_local
 from ..modules.inputs import call_fields, object_schema
 from ..protocol import Json
 from ..protocol.errors import StoreError, WireError
-from ..stores import Manifest, SqliteStore, write_backup
+from ..stores import Folder, Manifest, SqliteStore, write_backup
 
 BACKUP: Final = "engine::backup"
 FOLDER: Final = "backups"
@@ -44,7 +44,7 @@ class BackupStatistics:
 
 @define(eq=False)
 class BackupModule:
-    """Serves `engine::backup`. `stores` by name; those in memory are not among them. `folders` are copied whole.
+    """Serves `engine::backup`. `stores` by name; those in memory are not among them. the files of `folders` go along.
 
     Backups go to directories below `directory` and nowhere else, for whoever may call a function of this engine is not
     therefore to choose which files of its machine are written.
@@ -52,7 +52,7 @@ class BackupModule:
 
     directory: Path
     stores: Mapping[str, SqliteStore]
-    folders: Mapping[str, Path]
+    folders: Mapping[str, Folder]
     _made: int = field(default=0, init=False)
     _failed: int = field(default=0, init=False)
     _running: bool = field(default=False, init=False)

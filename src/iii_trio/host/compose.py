@@ -26,7 +26,7 @@ from ..engine.listener import ListenerStatistics
 from ..modules.configuration import ConfigurationModule, EntryFiles, Registry
 from ..modules.http import HttpModule
 from ..modules.introspection import IntrospectionModule
-from ..stores import Store, StoreStatistics
+from ..stores import Folder, Store, StoreStatistics
 from .access import WorkerPort
 from .adopt import Adoption
 from .backups import FOLDER, BackupModule
@@ -202,7 +202,7 @@ async def _start_crew(crew: Crew, plan: Plan, configuration: ConfigurationModule
     await crew.supervise("configuration", lambda: configuration)
     await crew.supervise("introspection", IntrospectionModule)
     files = configuration.registry.files
-    folders = {} if files is None else {"configuration": files.directory}
+    folders = {} if files is None else {"configuration": Folder(files.directory, files.files)}
     await crew.supervise("backups", partial(BackupModule, crew.data_dir / FOLDER, crew.stores.kept, folders))
     for name in MAKERS:
         block = plan.blocks.get(name)

@@ -19,6 +19,7 @@ from ..modules.queue import QueueModule
 from ..modules.state import StateModule
 from ..modules.stream import StreamModule
 from ..protocol.errors import IIIError
+from .access import server_context
 from .admin import AdminModule
 from .adopt import Adopted, Adoption, Hands
 from .plan import Block, file_in
@@ -172,7 +173,8 @@ async def _make_queue(crew: Crew, live: Live[Any], settings: Any) -> Make:
 
 async def _make_http(crew: Crew, live: Live[Any], settings: Any) -> Make:
     # one object for all its lives: who holds it finds the addresses of the present one
-    http = HttpModule(live, grace_s=crew.ending_s)
+    tls = None if settings.tls is None else server_context(settings.tls)
+    http = HttpModule(live, grace_s=crew.ending_s, tls=tls)
     return lambda: http
 
 

@@ -378,12 +378,17 @@ class Arrivals:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if exc_type is not None:
-            for end in self.made:
-                end.abort()
-            return
+        try:
+            if exc_type is None:
+                for end in self.made:
+                    await end.aclose()
+        finally:
+            self.abort()  # a cancelled close leaves some open
+
+    def abort(self) -> None:
+        """Abort every end that is not closed."""
         for end in self.made:
-            await end.aclose()
+            end.abort()
 
 
 _ARRIVALS: ContextVar[Arrivals | None] = ContextVar("iii_trio_channel_arrivals", default=None)
@@ -391,11 +396,14 @@ _ARRIVALS: ContextVar[Arrivals | None] = ContextVar("iii_trio_channel_arrivals",
 
 @contextmanager
 def arriving(ends: ChannelEnds | None) -> Iterator[Arrivals]:
-    """Make live ends of the refs in what is structured inside the block."""
+    """Make live ends of the refs in what is structured inside the block; if that fails, whom they would serve is told."""
     arrivals = Arrivals(ends)
     token = _ARRIVALS.set(arrivals)
     try:
         yield arrivals
+    except BaseException:
+        arrivals.abort()
+        raise
     finally:
         _ARRIVALS.reset(token)
 

@@ -1,6 +1,6 @@
 """Where data is kept: key-value, job log, locks and broadcasts, in memory or in a SQLite file."""
 
-from .backup import BackupFile, Manifest, Snapshot, check_backup, read_manifest, restore_backup, write_backup
+from .backup import BackupFile, Folder, Manifest, Snapshot, check_backup, read_manifest, restore_backup, write_backup
 from .export import export_jobs, export_values
 from .interfaces import (
     Broadcast,
@@ -51,6 +51,7 @@ __all__ = [
     "Destination",
     "Done",
     "Failed",
+    "Folder",
     "Fsync",
     "Heading",
     "Job",

@@ -4,8 +4,8 @@ A snapshot is a read transaction, opened without a checkpoint in between for all
 acknowledged by then is in it, and nothing is in it whose cause is not: a write that somebody made after hearing of
 another one, in whichever file, was submitted by the same thread that takes the snapshots, so after that other one.
 
-A backup is a directory: one database per name, and `manifest.json` with the checksum of each, written last. It is made
-under another name and renamed when it is whole, so that what has the name is complete.
+A backup is a directory: one database per name, plain files that go along, and `manifest.json` with the checksum of each,
+written last. It is made under another name and renamed when it is whole, so that what has the name is complete.
 """
 
 import hashlib
@@ -13,11 +13,13 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from ..protocol.errors import StoreError
 from .sqlite_file import SqliteFile, locked, sync_directory
@@ -80,43 +82,52 @@ class BackupFile:
 
 
 @frozen
+class Folder:
+    """A directory in which `files()` are the engine's own; what else is in there is nobody's business here."""
+
+    directory: Path
+    files: Callable[[], Iterable[Path]]
+
+
+@frozen
 class Manifest:
-    """What a backup holds. `made_at`: UTC, ISO 8601; `release`: of the engine that made it; `folders`: copied whole."""
+    """What a backup holds. `made_at`: UTC, ISO 8601; `release`: of the engine that made it.
+
+    `folders`: plain files by the name of their folder, each with its path in there, as `file` below the backup.
+    """
 
     made_at: str
     release: str
     files: tuple[BackupFile, ...]
-    folders: tuple[str, ...] = ()
+    folders: Mapping[str, tuple[BackupFile, ...]] = field(factory=dict)
 
 
 def write_backup(
     directory: Path,
     snapshots: Mapping[str, Snapshot],
     *,
-    folders: Mapping[str, Path],
+    folders: Mapping[str, Folder],
     made_at: str,
     release: str,
     keep_on: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """Write a backup of `snapshots` (by store name; names may share one) and of whole `folders`. Blocks, for long.
+    """Write a backup of `snapshots` (by store name; names may share one) and of the files of `folders`. Blocks, for long.
 
     Nothing of it is left when it fails. Raises `StoreError`.
     """
     if directory.exists():
         raise StoreError(f"{directory} is there already. Choose another name, or take it away.")
-    partial = directory.with_name(directory.name + ".partial")
+    partial = directory.with_name(f".{directory.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        plain = {name: _copy_files(folder, partial / name) for name, folder in folders.items()}
         files = []
         for snapshot, names in _by_snapshot(snapshots):
             target = partial / f"{names[0]}.sqlite3"
             snapshot.copy_to(target, keep_on)
             files.append(BackupFile(names, target.name, target.stat().st_size, _digest(target)))
-        there = {name: folder for name, folder in folders.items() if folder.is_dir()}
-        for name, folder in there.items():
-            _copy_folder(folder, partial / name)
-        manifest = Manifest(made_at, release, tuple(files), tuple(there))
+        manifest = Manifest(made_at, release, tuple(files), plain)
         _write_manifest(partial / MANIFEST, manifest)
         sync_directory(partial)
         partial.rename(directory)
@@ -139,23 +150,42 @@ def _by_snapshot(snapshots: Mapping[str, Snapshot]) -> list[tuple[Snapshot, tupl
     return [(snapshot, tuple(names)) for snapshot, names in grouped.values()]
 
 
-def _copy_folder(source: Path, target: Path) -> None:
+def _copy_files(folder: Folder, target: Path) -> tuple[BackupFile, ...]:
     target.mkdir()
-    for entry in sorted(source.iterdir()):
-        if entry.is_file() and not entry.name.startswith("."):
-            shutil.copy2(entry, target / entry.name)
-            _sync(target / entry.name)
-    sync_directory(target)
+    copied = []
+    for source in folder.files():
+        copy = target / source.relative_to(folder.directory)
+        copy.parent.mkdir(exist_ok=True)
+        try:
+            shutil.copy2(source, copy)
+        except FileNotFoundError:  # taken away since it was listed
+            continue
+        _sync(copy)
+        sync_directory(copy.parent)
+        file = copy.relative_to(target.parent).as_posix()
+        copied.append(BackupFile((target.name,), file, copy.stat().st_size, _digest(copy)))
+    return tuple(copied)
+
+
+def _rows(files: Iterable[BackupFile]) -> list[dict[str, Any]]:
+    return [{"stores": f.names, "file": f.file, "bytes": f.bytes, "sha256": f.sha256} for f in files]
+
+
+def _read_rows(rows: Any) -> Iterator[BackupFile]:
+    for row in rows:
+        path = Path(row["file"])
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{path} is outside of it")
+        yield BackupFile(tuple(row["stores"]), row["file"], row["bytes"], row["sha256"])
 
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:
-    files = [{"stores": f.names, "file": f.file, "bytes": f.bytes, "sha256": f.sha256} for f in manifest.files]
     content = {
         "format": FORMAT,
         "made_at": manifest.made_at,
         "release": manifest.release,
-        "files": files,
-        "folders": manifest.folders,
+        "files": _rows(manifest.files),
+        "folders": {name: _rows(files) for name, files in manifest.folders.items()},
     }
     path.write_text(json.dumps(content, indent=2) + "\n")
     _sync(path)
@@ -169,20 +199,20 @@ def read_manifest(directory: Path) -> Manifest:
             raise StoreError(
                 f"{directory} was made by a newer release ({content['release']}). Restore it with that one."
             )
-        files = [BackupFile(tuple(f["stores"]), f["file"], f["bytes"], f["sha256"]) for f in content["files"]]
-        return Manifest(content["made_at"], content["release"], tuple(files), tuple(content["folders"]))
+        folders = {name: tuple(_read_rows(rows)) for name, rows in content["folders"].items()}
+        return Manifest(content["made_at"], content["release"], tuple(_read_rows(content["files"])), folders)
     except FileNotFoundError:
         raise StoreError(f"{directory} is no backup: it has no {MANIFEST}.") from None
     except OSError as error:
         raise StoreError(f"{directory} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{directory / MANIFEST} is damaged ({error}). Use another backup.") from error
 
 
 def check_backup(directory: Path) -> Manifest:
     """Read every byte of a backup. Raises `StoreError` when something is missing or has changed since it was made."""
     manifest = read_manifest(directory)
-    for file in manifest.files:
+    for file in chain(manifest.files, *manifest.folders.values()):
         path = directory / file.file
         try:
             intact = path.stat().st_size == file.bytes and _digest(path) == file.sha256
@@ -194,33 +224,45 @@ def check_backup(directory: Path) -> Manifest:
 
 
 def restore_backup(
-    directory: Path, stores: Mapping[str, Path], *, folders: Mapping[str, Path], aside: str
+    directory: Path, stores: Mapping[str, Path], *, folders: Mapping[str, Folder], aside: str
 ) -> tuple[Manifest, list[Path]]:
     """Put a backup in the place of the stores (their files by name) and folders; the engine must not run.
 
-    What stood there is moved into a directory `aside` beside it, never deleted; returns those. The backup is read whole
-    and every file is copied before the first one changes. Raises `StoreError`, and `StoreInUse` if an engine has a file.
+    What stood there is moved into a directory `aside` beside it, numbered if there is one, never deleted; returns those.
+    The backup is read whole and every file is copied before the first one changes. Raises `StoreError`, and `StoreInUse`
+    if an engine has a file.
     """
     manifest = check_backup(directory)
-    targets = {_target(file, stores, directory): directory / file.file for file in manifest.files}
+    databases = {_target(file, stores, directory): directory / file.file for file in manifest.files}
+    back = {name: folders[name] for name in manifest.folders if name in folders}
+    targets = dict(databases)
+    for name, folder in back.items():
+        for file in manifest.folders[name]:
+            targets[folder.directory / Path(file.file).relative_to(name)] = directory / file.file
+    old = [(target.parent, Path(f"{target}{end}")) for target in databases for end in ("", "-wal", "-shm")]
+    for folder in back.values():
+        ours = {*folder.files(), *(target for target in targets if target.is_relative_to(folder.directory))}
+        old += [(folder.directory, path) for path in sorted(ours - databases.keys())]
+    aside = _unused(aside, [base for base, _ in old])
     moved: list[Path] = []
     try:
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(list(targets)):
+        with locked(list(databases)):
             for target, source in targets.items():
-                shutil.copyfile(source, _new(target))
+                shutil.copy2(source, _new(target))
                 _sync(_new(target))
+            for base, path in old:
+                moved += _move_aside(base, path, aside)
             for target in targets:
-                moved += _move_aside([target, *(Path(f"{target}{end}") for end in ("-wal", "-shm"))], aside)
                 _new(target).rename(target)
                 sync_directory(target.parent)
-        for name in manifest.folders:
-            if name in folders:
-                moved += _move_aside([folders[name]], aside)
-                _copy_folder(directory / name, folders[name])
     except OSError as error:
         raise StoreError(f"{directory} could not be restored: {error.strerror} ({error.filename}).") from error
+    finally:
+        for target in targets:
+            with suppress(OSError):
+                _new(target).unlink()
     return manifest, list(dict.fromkeys(moved))
 
 
@@ -239,13 +281,20 @@ def _new(target: Path) -> Path:
     return target.with_name(target.name + ".restored")
 
 
-def _move_aside(paths: Sequence[Path], aside: str) -> list[Path]:
-    there = [path for path in paths if path.exists()]
-    for path in there:
-        place = path.parent / aside
-        place.mkdir(exist_ok=True)
-        path.rename(place / path.name)
-    return [path.parent / aside for path in there[:1]]
+def _unused(name: str, places: Iterable[Path]) -> str:
+    """`name`, or the first of `name-2`, `name-3` … that is in none of the places."""
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    there = set(places)
+    return next(found for found in names if not any((place / found).exists() for place in there))
+
+
+def _move_aside(base: Path, path: Path, aside: str) -> list[Path]:
+    if not path.exists():
+        return []
+    place = base / aside / path.relative_to(base)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(place)
+    return [base / aside]
 
 
 def _digest(path: Path) -> str:

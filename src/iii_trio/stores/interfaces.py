@@ -295,9 +295,9 @@ class JobLog(Protocol):
     """The durable side of the queues (spec/queue.md §5, §9, §15).
 
     The log belongs to exactly one engine (its lock file sees to that), so *claiming* a job, *extending* the claim and
-    *reclaiming* it are matters of the engine's memory and cost no write: `load` at the start hands over every live job,
-    and with it the claim on all of them; a lease is a deadline of the engine; after a crash the next `load` reclaims
-    whatever was in flight. Only what must survive is an operation here: the job, its failures, its end.
+    *reclaiming* it are matters of the engine's memory and cost no write: `headings` at the start hand over every live
+    job, and with it the claim on all of them; a lease is a deadline of the engine; after a crash the next start
+    reclaims whatever was in flight. Only what must survive is an operation here: the job, its failures, its end.
     """
 
     def append(self, jobs: Sequence[NewJob], on_done: OnDone[list[Job]]) -> None:

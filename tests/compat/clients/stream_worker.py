@@ -24,6 +24,7 @@ from iii.stream import (  # type: ignore[import-untyped,unused-ignore]  # noqa: 
 prefix = sys.argv[1]
 iii = register_worker(os.environ["III_URL"])
 events: list[Any] = []
+news = asyncio.Event()
 kept: dict[tuple[str, str], Any] = {}
 
 
@@ -58,11 +59,13 @@ async def call(data: Any) -> Any:
 
 async def on_event(event: Any) -> None:
     events.append(event)
+    news.set()
 
 
 async def seen(data: Any) -> Any:
     while len(events) < data["count"]:
-        await asyncio.sleep(0.01)
+        news.clear()
+        await news.wait()
     return events
 
 

@@ -215,6 +215,7 @@ workers:
   - name: http
     config: {port: 80, default_timeout: 5, trust_proxy: true}
   - class: modules::state::StateModule
+    config: {save_interval_ms: 5000}
   - name: iii-sandbox
 """
 BAD = """\
@@ -234,9 +235,13 @@ def test_check_says_what_would_run_and_what_has_no_effect() -> None:
     assert first == "config.yaml can be used."
     assert heading.split()[:3] == ["WORKER", "LINE", "STATUS"]
     assert lines[0].split() == ["http", "2", "runs", "default_timeout,", "port,", "trust_proxy"]
-    assert lines[1].split() == ["modules::state::StateModule", "4", "runs", "defaults"]
+    assert lines[1].split() == ["modules::state::StateModule", "4", "runs", "save_interval_ms"]
     notes = lines[lines.index("Notes:") :]
-    for told in ("trust_proxy", "is the old spelling of 'name: iii-state'", "'iii-sandbox' is an external program"):
+    for told in (
+        "save_interval_ms",
+        "is the old spelling of 'name: iii-state'",
+        "'iii-sandbox' is an external program",
+    ):
         assert [note for note in notes if told in note and note.startswith("  config.yaml:")], told
     assert [path.name for path in Path().iterdir()] == ["config.yaml"], "nothing was started"
 

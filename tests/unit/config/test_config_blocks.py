@@ -53,6 +53,12 @@ def test_documented_defaults() -> None:
         "concurrency_request_limit": 1024,
         "middleware": [],
         "body_limit": 16777216,
+        "concurrency_queue_limit": 1024,
+        "stream_idle_timeout": 3600000,
+        "trust_proxy": False,
+        "request_id_header": "x-request-id",
+        "ignore_trailing_slash": False,
+        "access_log": False,
     }
     assert as_value(StateSettings()) == {"adapter": {"name": "kv", "config": {}}, "triggers_enabled": True}
     assert (StreamSettings().port, StreamSettings().adapter.config.channel_size) == (3112, 256)

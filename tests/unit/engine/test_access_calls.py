@@ -11,7 +11,7 @@ from access_lab import AUTH, MIDDLEWARE, Lab, exposed, open_lab
 from trio.testing import MockClock
 
 from iii_trio.engine import Call, ExposeFilter, Outcome, Rules, open_local
-from iii_trio.engine.remote import ENQUEUE
+from iii_trio.engine.enqueues import ENQUEUE
 from iii_trio.protocol import NULL, Json
 from iii_trio.protocol.codec import strip_caller
 from iii_trio.testing.raw import RawWorker

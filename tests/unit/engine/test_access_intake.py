@@ -162,3 +162,25 @@ def test_an_end_in_the_middle_of_applying_drops_the_rest() -> None:
     frames.intake.open()
     assert frames.done == ["register f", "call f"]
     assert frames.intake.statistics().parked == 0
+
+
+def test_an_end_in_the_middle_of_calls_drops_the_rest() -> None:
+    frames = Frames(opened=False)
+    frames.register("register f", "f")
+    frames.intake.park_call(frames.intake.discard, 1, "f", None)
+    frames.call("call f", "f")
+    frames.register("register g", "g")
+    frames.intake.bar()
+    frames.intake.open()
+    assert frames.done == []
+    assert frames.intake.statistics().parked == 0
+
+
+def test_a_call_that_opens_the_gate_does_not_let_a_registration_pass_the_calls_before_it() -> None:
+    frames = Frames()
+    frames.register("register f", "f", hook=True)
+    frames.intake.park_call(frames.intake.open, 1, "f", None)
+    frames.call("call f", "f")
+    frames.register("unregister f", "f")
+    frames.intake.release()
+    assert frames.done == ["register f", "call f", "unregister f"]

@@ -125,3 +125,17 @@ def test_one_id_twice_is_answered_twice() -> None:
     core.advance(1)
     assert codes(guest) == [(call, "TIMEOUT")]
     ends(core, guest)
+
+
+def test_the_name_of_a_worker_that_is_just_leaving_is_free() -> None:
+    core, hooks, guest = town(registrations=0)
+    guest.register("engine::workers::register")
+    call = guest.call("engine::workers::register", {"runtime": "test", "name": "hooks"})
+    assert guest.peer.intake.statistics().parked == 2
+    hooks.cut()  # its hook denies, whereupon the call is made, in the midst of the end of who has the name
+    [answer] = guest.take("invocationresult")
+    assert (answer["invocation_id"], answer["result"]) == (call, {"success": True})
+    assert guest.peer.lease == ("default", "hooks")
+    assert core.engine.statistics().workers.named == 1
+    ends(core, guest)
+    assert core.engine.statistics().workers.named == 0

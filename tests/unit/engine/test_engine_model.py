@@ -504,7 +504,7 @@ class CoreMachine(RuleBasedStateMachine):
 
 
 def test_the_core_equals_its_model(caplog: pytest.LogCaptureFixture) -> None:
-    walk(CoreMachine, examples=150, steps=60, caplog=caplog)
+    walk(CoreMachine, examples=100, steps=60, caplog=caplog)
 
 
 @pytest.mark.long

@@ -414,7 +414,7 @@ class HooksMachine(RuleBasedStateMachine):
 
 
 def test_registrations_under_hooks_equal_their_model(caplog: pytest.LogCaptureFixture) -> None:
-    walk(HooksMachine, examples=150, steps=70, caplog=caplog)
+    walk(HooksMachine, examples=90, steps=60, caplog=caplog)
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from attrs import define, field, frozen
@@ -238,6 +239,24 @@ class World:
     async def stats(self, name: str) -> Any:
         """`engine::queue::topic_stats`."""
         return await self.ask("engine::queue::topic_stats", {"topic": name})
+
+
+async def refusal(world: World, function_id: str, payload: Any) -> tuple[str, str]:
+    """Code and message by which a call fails."""
+    with pytest.raises(WireError) as caught:
+        await world.ask(function_id, payload)
+    return caught.value.code, caught.value.message
+
+
+async def stats(world: World, name: str) -> Any:
+    """The one row of `engine::queue::stats` about a queue."""
+    (row,) = await world.ask("engine::queue::stats", {"queue": name})
+    return row
+
+
+def request_to(queue: str, data: Any = None, **more: Any) -> dict[str, Any]:
+    """What `engine::queue::enqueue` is asked."""
+    return {"queue": queue, "function_id": "f", "data": data, "messageReceiptId": "r", **more}
 
 
 def _count() -> Any:

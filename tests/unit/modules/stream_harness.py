@@ -121,6 +121,8 @@ class Follower:
         stamp, event, item = message["timestamp"], message["event"], message["id"]
         self.stamps.append(stamp)
         kind, data = event["type"], event.get("data")
+        if kind == "sync" and item is not None:
+            return  # for a subscription to that item
         if kind == "sync":
             if stamp >= self.newest:
                 self.values = {one["id"]: one for one in data}

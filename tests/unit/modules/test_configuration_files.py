@@ -206,3 +206,25 @@ async def test_writers_take_turns(tmp_path: Path) -> None:
     assert len(changes) == 10
     assert all(before.new == after.old for before, after in itertools.pairwise(changes))
     assert read_entry(tmp_path / "x.yaml").kept == found.find("x").kept
+
+
+@pytest.mark.parametrize("edit", ["id: x\nvalue: {port: many}\n", "id: x\nvalue: ["])
+async def test_what_is_set_stands_on_the_disk_also_over_an_edit_that_was_refused(tmp_path: Path, edit: str) -> None:
+    found, changes = await registered(tmp_path)
+    await found.set("x", Json.of({"port": 1}), "me")
+    (tmp_path / "x.yaml").write_text(edit)
+    await found.reconcile()
+    await found.register(Registration(id="x", name="Y", description="", schema=SCHEMA), "owner")
+    assert (tmp_path / "x.yaml").read_text() == edit
+    del changes[:]
+    await found.set("x", Json.of({"port": 1}), "me")
+    assert not changes
+    assert read_entry(tmp_path / "x.yaml").kept.decode() == {"port": 1}
+    (tmp_path / "x.yaml").write_text(edit)
+    await found.reconcile()
+    await found.set("x", Json.of({"port": 2}), "me")
+    assert read_entry(tmp_path / "x.yaml").kept.decode() == {"port": 2}
+    (tmp_path / "x.yaml").write_text(edit)
+    await found.reconcile()
+    await found.reset("x", "me")
+    assert not (tmp_path / "x.yaml").exists()

@@ -1,5 +1,6 @@
 """Signatures, addresses, URL rules and what a registration's `invocation` may say (spec/http.md §17 to §19)."""
 
+import os
 import socket
 import threading
 from collections.abc import Sequence
@@ -247,7 +248,13 @@ async def test_who_asks_for_a_host_that_is_being_looked_up_shares_the_answer(mon
 
 # -- targets
 
-SECRETS = {"KEY": "s3cret", "EMPTY": "", "BAD": "a\nb"}
+SECRETS = {
+    "KEY": "s3cret",
+    "EMPTY": "",
+    "BAD": "a\nb",
+    "BYTES": os.fsdecode(b"\xff\xfe\x01"),
+    "HIGH": os.fsdecode(b"\xff"),
+}
 
 
 def target(invocation: dict[str, Any]) -> Any:
@@ -275,6 +282,11 @@ def test_kinds_of_auth() -> None:
         (b"X-A", b"1"),
     )
     assert target({"url": "http://u:p@example.com/"}).headers == ((b"Authorization", b"Basic dTpw"),)
+
+
+def test_secrets_need_not_be_utf_8() -> None:
+    assert target({"auth": {"type": "hmac", "secret_key": "BYTES"}}).secret == b"\xff\xfe\x01"
+    assert target({"auth": {"type": "bearer", "token_key": "HIGH"}}).headers == ((b"Authorization", b"Bearer \xff"),)
 
 
 def test_secrets_are_not_shown() -> None:

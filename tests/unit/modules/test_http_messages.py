@@ -64,7 +64,13 @@ def test_the_handler_gets_the_whole_request() -> None:
 
 
 def test_headers_keep_everything() -> None:
-    headers = ((b"x-name", "é".encode()), (b"x-old", b"\xe9"), (b"cookie", b"a=1"), (b"Cookie", b"b=2"), (b"x-ok", b"a\tb"))
+    headers = (
+        (b"x-name", "é".encode()),
+        (b"x-old", b"\xe9"),
+        (b"cookie", b"a=1"),
+        (b"Cookie", b"b=2"),
+        (b"x-ok", b"a\tb"),
+    )
     request = read_request(scope(headers=headers))
     assert request.headers == {"x-name": "é", "x-old": "é", "cookie": "a=1; b=2", "x-ok": "a\tb"}
 

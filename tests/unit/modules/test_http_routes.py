@@ -41,7 +41,19 @@ def served(routes: Routes, path: str, method: str = "GET") -> str | None:
         ("", "/", {}),
         ("/users/:id", "/users/42", {"id": "42"}),
         ("/users/{id}", "/users/42", {"id": "42"}),
-        ("/users/:id", "/users/hello%20world", {"id": "hello%20world"}),
+        ("/users/:id", "/users/hello%20world", {"id": "hello world"}),
+        ("/users/:id", "/users/a%2Fb", {"id": "a/b"}),
+        ("/users/:id", "/users/%ff", {"id": "\ufffd"}),
+        ("/a%20b", "/a%20b", {}),
+        ("/a b", "/%61%20b", {}),
+        ("/files/*path", "/files/a/b%20c/", {"path": "a/b c/"}),
+        ("/files/*path", "/files/a", {"path": "a"}),
+        ("/files/{*path}", "/files//a", {"path": "/a"}),
+        ("/:user/*", "/ada/x/y", {"user": "ada", "*": "x/y"}),
+        ("/*", "/anything/at/all", {"*": "anything/at/all"}),
+        ("/files/*path", "/files/", None),
+        ("/files/*path", "/files", None),
+        ("/*", "/", None),
         ("/a/:x/b/:y", "/a/1/b/2", {"x": "1", "y": "2"}),
         ("/foo/", "/foo/", {}),
         ("/über/a b", "/%C3%BCber/a%20b", {}),
@@ -158,9 +170,9 @@ def test_replace_moves_a_binding_and_a_refused_one_leaves_the_old_route() -> Non
         ({}, "api_path is required for http triggers"),
         ({"api_path": 7}, "api_path is required for http triggers"),
         (None, "api_path is required for http triggers"),
-        ({"api_path": "/files/*"}, "wildcard segment '*'"),
+        ({"api_path": "/files/*/x"}, "wildcard segment '*'"),
         ({"api_path": "/files/*rest/x"}, "wildcard segment '*rest'"),
-        ({"api_path": "/files/{*rest}"}, "wildcard segment '{*rest}'"),
+        ({"api_path": "/files/{*rest}/x"}, "wildcard segment '{*rest}'"),
         ({"api_path": "/a/:"}, "malformed segment ':'"),
         ({"api_path": "/a/{}"}, "malformed segment '{}'"),
         ({"api_path": "/a/{b"}, "malformed segment '{b'"),
@@ -169,7 +181,6 @@ def test_replace_moves_a_binding_and_a_refused_one_leaves_the_old_route() -> Non
         ({"api_path": "/a#b"}, "contains '#'"),
         ({"api_path": "/" + "a" * 2000}, "at most 1024"),
         ({"api_path": "/a", "http_method": "TRACE"}, "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"),
-        ({"api_path": "/a", "middleware_function_ids": ["auth"]}, "middleware_function_ids are not supported"),
     ],
 )
 def test_what_could_never_be_served_is_refused_and_poisons_nobody(config: object, words: str) -> None:
@@ -193,9 +204,10 @@ def test_a_method_that_is_no_text_means_get(method: object) -> None:
 
 def test_middleware_that_names_nothing_and_a_condition_that_is_no_text_mean_none() -> None:
     routes = Routes()
-    routes.bind(binding("/x", middleware_function_ids=[1, None], condition_function_id=3))
+    routes.bind(binding("/x", middleware_function_ids=[1, "m", None], condition_function_id=3))
     routes.bind(binding("/y", middleware_function_ids="none", condition_function_id="guard"))
     assert {route.pattern.text: route.condition for route in routes} == {"/x": None, "/y": "guard"}
+    assert {route.pattern.text: route.middleware for route in routes} == {"/x": ("m",), "/y": ()}
 
 
 def test_a_route_that_is_not_in_the_table_cannot_be_removed() -> None:
@@ -206,6 +218,64 @@ def test_a_route_that_is_not_in_the_table_cannot_be_removed() -> None:
         Routes().remove(route)
     routes.unbind(binding("/a/b"), Reason.PROVIDER_LEFT)
     assert list(routes) == [route]
+
+
+def test_wildcards_come_last_and_parameters_before_them() -> None:
+    routes = Routes()
+    for path, name in (("/a/*r", "rest"), ("/a/:x", "one"), ("/a/b", "literal"), ("/a/b/c", "deep"), ("/*", "all")):
+        bound(routes, path, function_id=name)
+    assert [served(routes, path) for path in ("/a/b", "/a/x", "/a/x/y", "/a/b/c", "/a/b/d", "/z/b", "/a/")] == [
+        "literal",
+        "one",
+        "rest",
+        "deep",
+        "rest",
+        "all",
+        "all",
+    ]
+    with pytest.raises(TriggerRejected, match="conflicts with already-registered route"):
+        bound(routes, "/a/*other")
+    assert routes.statistics().nodes == 7
+
+
+def test_a_last_slash_may_be_ignored() -> None:
+    routes = Routes()
+    for path in ("/a", "/b/", "/c/:x", "/"):
+        bound(routes, path, function_id=path)
+
+    def found(path: str) -> str | None:
+        match = routes.find("GET", path, ignore_trailing_slash=True)
+        return match.route.binding.function_id if isinstance(match, Match) else None
+
+    assert [found(path) for path in ("/a", "/a/", "/b", "/b/", "/c/1/", "/c/", "/", "/a//")] == [
+        "/a",
+        "/a",
+        "/b/",
+        "/b/",
+        "/c/:x",
+        None,
+        "/",
+        None,
+    ]
+
+
+def test_the_steps_of_a_search_do_not_grow_with_the_number_of_routes() -> None:
+    def lookups(count: int) -> int:
+        routes, reads = Routes(), []
+        for number in range(count):
+            bound(routes, f"/api/{number}/:id/edit")
+
+        class Counting(dict[str, object]):
+            def get(self, key: str, default: object = None) -> object:
+                reads.append(key)
+                return super().get(key, default)
+
+        for node in list(routes._nodes()):
+            node.literals = Counting(node.literals)
+        assert isinstance(routes.find("GET", f"/api/{count - 1}/7/edit"), Match)
+        return len(reads)
+
+    assert lookups(1) == lookups(100) == lookups(10_000)
 
 
 def test_statistics_count_serving_and_standing_by() -> None:
@@ -302,7 +372,7 @@ def test_any_text_is_a_pattern_or_refused(text: str) -> None:
     except TriggerRejected:
         return
     assert len(pattern.segments) == text.lstrip("/").count("/") + 1
-    assert all(part is None or part.isascii() for part in pattern.segments)
+    assert len(pattern.names) == sum(not isinstance(part, str) for part in pattern.segments)
 
 
 def test_the_methods_are_those_of_the_specification() -> None:

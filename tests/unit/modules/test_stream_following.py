@@ -15,7 +15,8 @@ from stream_harness import Client, Follower, address, stream
 
 from iii_trio.config import StreamSettings
 from iii_trio.config.structuring import structure
-from iii_trio.engine import LocalPeer
+from iii_trio.engine import Call, LocalPeer
+from iii_trio.protocol import Json
 from iii_trio.protocol.limits import STREAM_BACKLOG_BYTES, STREAM_OUTBOX
 from iii_trio.stores import Fsync, Store, open_memory, open_sqlite
 
@@ -224,6 +225,33 @@ async def test_a_reader_that_takes_nothing_for_long_is_ended(autojump_clock: tri
         assert port.module.statistics().hub.subscribers == 0  # type: ignore[union-attr]
 
 
+def provide(user: LocalPeer) -> None:
+    """A worker that keeps stream s in a dict; between an answer and its arrival anything may happen."""
+    kept: dict[str, Any] = {}
+
+    def operation(change: Callable[[Any], Any]) -> Callable[[Call, Json], Any]:
+        async def handle(call: Call, data: Json) -> Json:
+            await trio.lowlevel.checkpoint()
+            answer = Json.of(change(data.decode()))
+            await trio.lowlevel.checkpoint()
+            return answer
+
+        return handle
+
+    def replace(payload: Any) -> Any:
+        old, kept[payload["item_id"]] = kept.get(payload["item_id"]), payload["data"]
+        return {"old_value": old, "new_value": payload["data"]}
+
+    changes: dict[str, Callable[[Any], Any]] = {
+        "get": lambda payload: kept.get(payload["item_id"]),
+        "set": replace,
+        "delete": lambda payload: {"old_value": kept.pop(payload["item_id"], None)},
+        "list": lambda payload: list(kept.values()),
+    }
+    for name, change in changes.items():
+        user.register(f"stream::{name}(s)", operation(change), task=True)
+
+
 CLIENTS = st.integers(0, 2)
 ITEMS = st.sampled_from("abc")
 COMMANDS = st.one_of(
@@ -241,16 +269,21 @@ COMMANDS = st.one_of(
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(commands=st.lists(COMMANDS, max_size=40))
+@given(commands=st.lists(COMMANDS, max_size=40), provided=st.booleans())
 async def test_whatever_happens_followers_end_with_what_is_stored(
-    monkeypatch: pytest.MonkeyPatch, commands: list[Any]
+    monkeypatch: pytest.MonkeyPatch, commands: list[Any], provided: bool
 ) -> None:
-    """Writes against a dict, subscribers against the rules of official clients, in any order and without waiting."""
+    """Writes against a dict, subscribers against the rules of official clients, in any order and without waiting.
+
+    With `provided` a worker keeps the data, and takes its time.
+    """
     monkeypatch.setattr("iii_trio.modules.stream.sockets.STREAM_OUTBOX", 1_000)
     model: dict[str, Any] = {}
     number = 0
     async with stream() as (_, user, port):
         port.module.settings.set(FEW)
+        if provided:
+            provide(user)
         clients = [await port.connect(tight=True) for _ in range(3)]
         followers = [Follower() for _ in range(3)]
         joined = [False] * 3
@@ -285,7 +318,7 @@ async def test_whatever_happens_followers_end_with_what_is_stored(
                         client.send("join", "group")
                         joined[which] = True
                     else:
-                        client.send("join", "item", item, groupId="another")
+                        client.send("join", "item", item)
                 elif command == "leave":
                     client.send("leave", "group")
                     joined[which] = False
@@ -302,7 +335,7 @@ async def test_whatever_happens_followers_end_with_what_is_stored(
             for message in client.messages:
                 if message["groupId"] == "g":
                     follower.take(message)
-            assert follower.stamps == sorted(set(follower.stamps))
+            assert provided or follower.stamps == sorted(set(follower.stamps))
             if is_in:
                 assert follower.values == model
         assert await ask(user, "stream::list", address(None)) == list(model.values())

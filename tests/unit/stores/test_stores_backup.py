@@ -9,6 +9,7 @@ import trio
 
 from iii_trio.protocol.errors import StoreError
 from iii_trio.stores import (
+    Folder,
     Fsync,
     NewJob,
     SqliteStore,
@@ -110,16 +111,89 @@ async def test_what_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         snapshot.close()
 
 
-async def test_folders_go_along_and_come_back(tmp_path: Path) -> None:
-    entries = tmp_path / "entries"
-    entries.mkdir()
-    (entries / "mail.yaml").write_text("a: 1\n")
-    write_backup(tmp_path / "b", {}, folders={"configuration": entries, "absent": tmp_path / "none"}, **MADE)
+def folder(directory: Path, *names: str) -> Folder:
+    return Folder(directory, lambda: [directory / name for name in names])
+
+
+def texts(directory: Path) -> dict[str, str]:
+    return {str(path.relative_to(directory)): path.read_text() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def entries(tmp_path: Path) -> Path:
+    """A directory that the engine shares with somebody else."""
+    directory = tmp_path / "entries"
+    (directory / ".history").mkdir(parents=True)
+    (directory / "mail.yaml").write_text("a: 1\n")
+    (directory / ".history" / "mail.json").write_text("[]")
+    (directory / "theirs.yaml").write_text("t: 1\n")
+    return directory
+
+
+async def test_files_of_folders_go_along_and_come_back(tmp_path: Path, entries: Path) -> None:
+    ours = folder(entries, "mail.yaml", ".history/mail.json", "gone.yaml")
+    write_backup(tmp_path / "b", {}, folders={"configuration": ours, "absent": folder(tmp_path / "none")}, **MADE)
+    assert not (tmp_path / "b" / "configuration" / "theirs.yaml").exists()
     (entries / "mail.yaml").write_text("a: 2\n")
     (entries / "new.yaml").write_text("b: 1\n")
-    restore_backup(tmp_path / "b", {}, folders={"configuration": entries}, aside="replaced")
-    assert {path.name: path.read_text() for path in entries.iterdir()} == {"mail.yaml": "a: 1\n"}
-    assert (tmp_path / "replaced" / "entries" / "mail.yaml").read_text() == "a: 2\n"
+    (entries / "theirs.yaml").write_text("t: 2\n")
+    _, moved = restore_backup(
+        tmp_path / "b", {}, folders={"configuration": folder(entries, "new.yaml")}, aside="replaced"
+    )
+    assert moved == [entries / "replaced"]
+    assert texts(entries / "replaced") == {"mail.yaml": "a: 2\n", "new.yaml": "b: 1\n", ".history/mail.json": "[]"}
+    left = {name: text for name, text in texts(entries).items() if not name.startswith("replaced")}
+    assert left == {"mail.yaml": "a: 1\n", ".history/mail.json": "[]", "theirs.yaml": "t: 2\n"}
+
+
+async def test_a_folder_that_is_not_there_comes_back(tmp_path: Path, entries: Path) -> None:
+    write_backup(tmp_path / "b", {}, folders={"configuration": folder(entries, "mail.yaml")}, **MADE)
+    deep = tmp_path / "not" / "there"
+    restore_backup(tmp_path / "b", {}, folders={"configuration": folder(deep)}, aside="replaced")
+    assert texts(deep) == {"mail.yaml": "a: 1\n"}
+
+
+@pytest.mark.parametrize("damage", ["change", "remove"])
+async def test_every_byte_of_a_folder_is_checked_before_anything_changes(
+    tmp_path: Path, entries: Path, damage: str
+) -> None:
+    async with open_sqlite(tmp_path / "store.db", inline=True) as store:
+        snapshot = store.snapshot()
+        folders = {"configuration": folder(entries, "mail.yaml")}
+        write_backup(tmp_path / "b", {"state": snapshot}, folders=folders, **MADE)
+        snapshot.close()
+    copy = tmp_path / "b" / "configuration" / "mail.yaml"
+    copy.unlink() if damage == "remove" else copy.write_text("a: 9\n")
+    target = tmp_path / "target.db"
+    with pytest.raises(StoreError, match="Use another backup"):
+        restore_backup(tmp_path / "b", {"state": target}, folders=folders, aside="replaced")
+    assert not target.exists()
+    assert (entries / "mail.yaml").read_text() == "a: 1\n"
+
+
+async def test_a_backup_reaches_no_file_outside(tmp_path: Path, entries: Path) -> None:
+    write_backup(tmp_path / "b", {}, folders={"configuration": folder(entries, "mail.yaml")}, **MADE)
+    manifest = tmp_path / "b" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("configuration/mail.yaml", "configuration/../../outside"))
+    (tmp_path / "outside").write_text("a: 1\n")
+    with pytest.raises(StoreError, match="damaged"):
+        restore_backup(tmp_path / "b", {}, folders={"configuration": folder(entries)}, aside="replaced")
+
+
+async def test_two_restores_at_once_keep_what_both_replaced(tmp_path: Path) -> None:
+    backup, path = await backed_up(tmp_path), tmp_path / "store.db"
+    async with open_sqlite(path, inline=True) as store:
+        await fill(store, "later")
+    for number in range(2):
+        _, moved = restore_backup(backup, {"state": path}, folders={}, aside="replaced")
+        assert moved == [tmp_path / ("replaced" if number == 0 else "replaced-2")]
+    assert (await content(tmp_path / "replaced" / "store.db"))[0] == ["a", "later"]
+
+
+async def test_a_backup_is_not_taken_for_the_beginnings_of_another(tmp_path: Path) -> None:
+    write_backup(tmp_path / "b.partial", {}, folders={}, **MADE)
+    write_backup(tmp_path / "b", {}, folders={}, **MADE)
+    assert check_backup(tmp_path / "b.partial") == check_backup(tmp_path / "b")
 
 
 async def backed_up(tmp_path: Path) -> Path:

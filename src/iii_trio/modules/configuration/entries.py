@@ -25,6 +25,7 @@ EXPAND_FAILED: Final = "EXPAND_FAILED"
 ADAPTER_ERROR: Final = "ADAPTER_ERROR"
 CONFLICT: Final = "CONFLICT"
 TOO_LARGE: Final = "VALUE_TOO_LARGE"
+MASKED: Final = "SECRET_MASKED"
 
 REGISTERED: Final = "configuration:registered"
 UPDATED: Final = "configuration:updated"
@@ -45,6 +46,8 @@ class ConfigurationEntry:
     kept: Json = ABSENT
     seed: Json = ABSENT
     metadata: Json = ABSENT
+    remembered: Json = ABSENT
+    """Of an entry from a file, until its owner registers: the schema it had last, NULL if that is not known."""
 
     @property
     def value(self) -> Json:
@@ -110,10 +113,13 @@ def check_id(entry_id: str) -> None:
         raise WireError(f"invalid configuration id '{entry_id[:80]}': must match [a-z0-9_-]{{1,64}}", INVALID_ID)
 
 
-def registered(old: ConfigurationEntry | None, said: Registration, environ: Mapping[str, str]) -> ConfigurationEntry:
+def registered(
+    old: ConfigurationEntry | None, said: Registration, environ: Mapping[str, str], *, hidden: bool = False
+) -> ConfigurationEntry:
     """The entry after a registration: what it says of itself is new, its value only if it brings one.
 
-    A value that stands is not looked at again. Raises `WireError` for an id, a schema or a value that does not do.
+    A value that stands is not looked at again. Raises `WireError` for an id, a schema or a value that does not do,
+    quoting no value if `hidden`.
     """
     check_id(said.id)
     try:
@@ -131,14 +137,14 @@ def registered(old: ConfigurationEntry | None, said: Registration, environ: Mapp
     )
     if said.initial.or_null() == NULL:
         return entry
-    check_value(entry, said.initial, environ)
+    check_value(entry, said.initial, environ, hidden=hidden)
     return evolve(entry, kept=said.initial)
 
 
 def value_set(
-    old: ConfigurationEntry | None, entry_id: str, value: Json, environ: Mapping[str, str]
+    old: ConfigurationEntry | None, entry_id: str, value: Json, environ: Mapping[str, str], *, hidden: bool = False
 ) -> ConfigurationEntry:
-    """The entry after `configuration::set`. Raises `WireError`."""
+    """The entry after `configuration::set`. Raises `WireError`, quoting no value if `hidden`."""
     check_id(entry_id)
     if old is None:
         text = f"configuration '{entry_id}' is not registered; call configuration::register first"
@@ -149,7 +155,7 @@ def value_set(
             "the owning worker must register before values can be set"
         )
         raise WireError(text, SCHEMA_UNAVAILABLE)
-    check_value(old, value, environ)
+    check_value(old, value, environ, hidden=hidden)
     return evolve(old, kept=value)
 
 
@@ -158,11 +164,11 @@ def value_reset(old: ConfigurationEntry) -> ConfigurationEntry | None:
     return None if old.schema == NULL and old.seed.absent else evolve(old, kept=ABSENT)
 
 
-def check_value(entry: ConfigurationEntry, value: Json, environ: Mapping[str, str]) -> None:
+def check_value(entry: ConfigurationEntry, value: Json, environ: Mapping[str, str], *, hidden: bool = False) -> None:
     """Raises `WireError` for a value that does not fit the schema; one with unresolved placeholders cannot be judged yet."""
     expanded = expand(value.decode(), environ)
     if not expanded.missing:
-        _validate(entry, expanded.value, hidden=False)
+        _validate(entry, expanded.value, hidden=hidden)
 
 
 def value_read(entry: ConfigurationEntry, environ: Mapping[str, str], *, hidden: bool = False) -> Any:

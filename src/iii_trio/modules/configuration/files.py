@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ...config import ConfigError, load_yaml
-from ...protocol import ABSENT, Json, JsonError
+from ...protocol import ABSENT, NULL, Json, JsonError
 from ...protocol.errors import StoreError, WireError
 from .entries import ConfigurationEntry, check_id
 
@@ -112,6 +112,24 @@ class EntryFiles:
             for past in values
         ]
         _replace(self.directory / HISTORY / f"{entry_id}.json", json.dumps(rows, ensure_ascii=False) + "\n")
+
+    def read_schema(self, entry_id: str) -> Json:
+        """The schema that an entry had last; NULL if it is not known."""
+        try:
+            return Json.of(json.loads(self._schema_path(entry_id).read_bytes()))
+        except (OSError, ValueError, RecursionError):
+            return NULL
+
+    def write_schema(self, entry_id: str, schema: Json) -> None:
+        """Remember an entry's schema. Raises `StoreError`."""
+        _replace(self._schema_path(entry_id), json.dumps(schema.decode(), ensure_ascii=False) + "\n")
+
+    def files(self) -> list[Path]:
+        """Every file that belongs to an entry. What else is in the directory is somebody else's."""
+        return [*self.paths.values(), *sorted((self.directory / HISTORY).glob("*.json"))]
+
+    def _schema_path(self, entry_id: str) -> Path:
+        return self.directory / HISTORY / f"{entry_id}.schema.json"
 
 
 def read_entry(path: Path) -> ConfigurationEntry:

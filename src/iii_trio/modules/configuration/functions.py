@@ -18,21 +18,21 @@ from ...config import ConfigurationSettings, Live
 from ...config.watch import QUIET_S, watch_directory
 from ...engine import DEFAULT_NAMESPACE, Binding, Call, Engine, Firing, LocalPeer, Outcome, Peer, Timer, open_local
 from ...engine.firing import FiringStatistics
-from ...protocol import ABSENT, NULL, Json
-from ...protocol.errors import FORBIDDEN, WireError
+from ...protocol import ABSENT, Json
+from ...protocol.errors import WireError
 from ...protocol.limits import MAX_DEPTH
 from ...protocol.scan import deeper_than
 from ..inputs import Fields, call_fields, object_schema
 from .entries import Changed, ConfigurationEntry, Registration, value_read
 from .files import SUFFIX
 from .registry import Registry, RegistryStatistics
-from .secrets import RIGHT, MaskedWhereNothingIs, masked, unmasked
+from .secrets import RIGHT
+from .veil import shown
 from .watches import CONFIG_FORMAT, Watches
 
 log = logging.getLogger(__name__)
 
 TRIGGER_TYPE: Final = "configuration"
-MASKED: Final = "SECRET_MASKED"
 EXPIRED: Final = "expiry"
 _DEEPEST: Final = MAX_DEPTH - 4
 """Levels of a value: on the wire it stands inside an entry, inside a result or event, inside a frame."""
@@ -172,13 +172,7 @@ class ConfigurationModule:
         for part in (said.schema, said.initial, said.metadata):
             _check_depth(fields, part)
         hides = not sees_secrets(core, call.origin)
-        old = self.registry.get(said.id)
-        if hides and old is not None and old.schema not in (said.schema, NULL):
-            value = old.value.decode()
-            if masked(value, old.schema.decode()) != value:
-                text = f"configuration '{said.id}' holds secrets; another schema for it needs the grant {RIGHT}"
-                raise WireError(text, FORBIDDEN)
-        entry = await self.registry.register(said, _name(call))
+        entry = await self.registry.register(said, _name(call), hides=hides)
         return Json.of({**entry.described(), "value": _shown(entry, entry.value.decode(), hides)})
 
     async def _do_set(self, core: Engine, call: Call, data: Json) -> Json:
@@ -194,7 +188,7 @@ class ConfigurationModule:
             _name(call),
             merge=fields.flag("merge"),
             expected=expected,
-            prepare=_keep_masked if hides else lambda _, given: given,
+            hides=hides,
         )
         return _change(old, new, hides)
 
@@ -314,15 +308,7 @@ def _is_entry(name: str) -> bool:
 
 
 def _shown(entry: ConfigurationEntry, value: Any, hides: bool) -> Any:
-    return masked(value, entry.schema.decode()) if hides else value
-
-
-def _keep_masked(entry: ConfigurationEntry | None, value: Any) -> Any:
-    try:
-        return unmasked(value, None if entry is None else entry.value.decode())
-    except MaskedWhereNothingIs as place:
-        text = f"there is no secret behind the mask at {place}; give a value, or leave it out"
-        raise WireError(text, MASKED) from None
+    return shown(entry, value) if hides else value
 
 
 def _change(old: ConfigurationEntry, new: ConfigurationEntry | None, hides: bool) -> Json:

@@ -34,6 +34,7 @@ from .entries import (
 )
 from .files import EntryFiles, Loaded, Past
 from .schemas import SchemaInvalid, violations
+from .veil import check_schema_change, meant, shown
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class Registry:
     _entries: dict[str, ConfigurationEntry] = field(factory=dict, init=False)
     _on_disk: dict[str, ConfigurationEntry] = field(factory=dict, init=False)
     _broken: dict[str, str] = field(factory=dict, init=False)
+    _astray: set[str] = field(factory=set, init=False)
+    """Entries whose file was edited into something that is not taken over."""
     _history: dict[str, deque[Past]] = field(factory=dict, init=False)
     _writing: trio.Lock = field(factory=trio.Lock, init=False)
     _on_change: dict[object, OnChange] = field(factory=dict, init=False)
@@ -98,16 +101,21 @@ class Registry:
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
-    async def register(self, said: Registration, by: str) -> ConfigurationEntry:
-        """`configuration::register`. Raises `WireError`, with nothing changed."""
+    async def register(self, said: Registration, by: str, *, hides: bool = False) -> ConfigurationEntry:
+        """`configuration::register`; `hides`: by somebody who may see no secrets. Raises `WireError`, with nothing changed."""
         async with self._writing:
             old = self._entries.get(said.id)
             if old is None and len(self._entries) >= CONFIGURATION_ENTRIES:
                 raise WireError(f"there are {CONFIGURATION_ENTRIES} configuration entries already", ADAPTER_ERROR)
             for part in (said.schema, said.initial, said.metadata):
                 _check_size(part)
-            new = registered(old, said, self.environ)
-            await self._change(old, new, by)
+            if hides:
+                if old is not None:
+                    check_schema_change(old, said.schema, [past.value for past in await self._past(said.id)])
+                if not said.initial.absent:
+                    said = evolve(said, initial=Json.of(meant(old, said.initial.decode())))
+            new = registered(old, said, self.environ, hidden=hides)
+            await self._change(old, new, by, given=not said.initial.absent)
             return new
 
     async def set(
@@ -117,25 +125,27 @@ class Registry:
         by: str,
         *,
         merge: bool = False,
-        prepare: Callable[[ConfigurationEntry | None, Any], Any] = lambda _, value: value,
         expected: Json = ABSENT,
+        hides: bool = False,
     ) -> tuple[ConfigurationEntry, ConfigurationEntry]:
         """`configuration::set`; returns the entry before and after. Raises `WireError`, with nothing changed.
 
-        `merge`: `value` is a merge patch to what was set before. `prepare(entry, value)` may put something else in the
-        place of a value from outside. With `expected` nothing is changed unless the entry's value, as written or
-        expanded, is that one.
+        `merge`: `value` is a merge patch to what was set before. With `expected` nothing is changed unless the entry's
+        value, as written or expanded, is that one. `hides`: by somebody who may see no secrets, and has the mask in
+        their places in both.
         """
         async with self._writing:
             old = self._entries.get(entry_id)
             if old is not None and not expected.absent:
-                self._compare(old, prepare(old, expected.decode()))
-            given = prepare(old, value.decode())
+                self._compare(old, expected.decode(), hides)
+            given = value.decode()
+            if hides:
+                given = meant(old, given)
             if merge and old is not None:
                 given = merged(old.kept.decode(), given)
-            new = value_set(old, entry_id, _check_size(Json.of(given)), self.environ)
+            new = value_set(old, entry_id, _check_size(Json.of(given)), self.environ, hidden=hides)
             assert old is not None
-            await self._change(old, new, by)
+            await self._change(old, new, by, given=True)
             return old, new
 
     async def reset(self, entry_id: str, by: str) -> tuple[ConfigurationEntry, ConfigurationEntry | None]:
@@ -168,7 +178,9 @@ class Registry:
         loaded = await trio.to_thread.run_sync(self.files.load)
         self._report(loaded, "skipped")
         for entry in loaded.entries.values():
-            self._entries[entry.id] = self._on_disk[entry.id] = entry
+            self._on_disk[entry.id] = entry
+            remembered = await trio.to_thread.run_sync(self.files.read_schema, entry.id)
+            self._entries[entry.id] = evolve(entry, remembered=remembered)
 
     async def reconcile(self) -> None:
         """Take in what was edited by hand: own writes are no news, and what cannot be read or does not fit changes nothing."""
@@ -185,22 +197,28 @@ class Registry:
             for entry in loaded.entries.values():
                 before = self._on_disk.get(entry.id)
                 if before != entry:
-                    await self._edited(before, entry)
+                    self._note_astray(entry.id, not await self._edited(before, entry))
                     self._on_disk[entry.id] = entry
             unreadable = {owners[path] for path in map(str, loaded.broken) if path in owners}
+            self._astray |= unreadable
             for entry_id in self._on_disk.keys() - loaded.entries.keys() - unreadable:
                 log.info("configuration '%s': its file is gone", entry_id)
                 old = self._entries.get(entry_id)
                 if old is not None:
                     await self._take_over(Changed(old, evolve(old, kept=ABSENT) if old.seed else None))
                 del self._on_disk[entry_id]
+                self._note_astray(entry_id, False)
+
+    def _note_astray(self, entry_id: str, is_so: bool) -> None:
+        (self._astray.add if is_so else self._astray.discard)(entry_id)
 
     async def _take_over(self, change: Changed) -> None:
         if change:
             self._apply(change, await self._with(change, FROM_FILE), FROM_FILE)
 
-    async def _edited(self, before: ConfigurationEntry | None, found: ConfigurationEntry) -> None:
-        old, new = self._entries.get(found.id), found
+    async def _edited(self, before: ConfigurationEntry | None, found: ConfigurationEntry) -> bool:
+        """Take over what was edited; False if that cannot be."""
+        old, new = self._entries.get(found.id), evolve(found, remembered=NULL)
         if old is not None:
             # what the edit left alone is as its owner said last
             parts = ("name", "description", "metadata", "kept")
@@ -220,8 +238,9 @@ class Registry:
         if problems and old is not None:
             place = self.place(found.id)
             log.warning("%s is not taken over, the value before stays: %s", place, "; ".join(problems))
-            return
+            return False
         await self._take_over(Changed(old, new))
+        return True
 
     def _report(self, loaded: Loaded, what: str) -> None:
         broken = {str(path): text for path, text in loaded.broken.items()}
@@ -232,28 +251,37 @@ class Registry:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def _compare(self, entry: ConfigurationEntry, expected: Any) -> None:
-        if same_value(entry.value.decode(), expected) or same_value(entry.expanded(self.environ).value, expected):
-            return
+    def _compare(self, entry: ConfigurationEntry, expected: Any, hides: bool) -> None:
+        for value in (entry.value.decode(), entry.expanded(self.environ).value):
+            if same_value(shown(entry, value) if hides else value, expected):
+                return
         text = f"configuration '{entry.id}' has another value than expected; read it again, and decide anew"
         raise WireError(text, CONFLICT)
 
-    async def _change(self, old: ConfigurationEntry | None, new: ConfigurationEntry | None, by: str) -> None:
+    async def _change(
+        self, old: ConfigurationEntry | None, new: ConfigurationEntry | None, by: str, *, given: bool = False
+    ) -> None:
         """Carry out one change: disk, then memory, then everybody who wants to know. Raises `WireError`.
 
+        `given`: somebody gave the value, which then stands on the disk afterwards, also if it is no other than before.
         Cancelled, it has done all of that or nothing: everything on the disk is one step, which is not interrupted.
         """
         change = Changed(old, new)
-        if not change:
+        rewrite = given and change.entry.id in self._astray
+        if not change and not rewrite:
             return
         past = await self._with(change, by)
         if self.files is not None:
-            step = partial(_store, self.files, change, self._on_disk.get(change.entry.id), past)
+            step = partial(_store, self.files, change, self._on_disk.get(change.entry.id), past, rewrite)
             try:
                 on_disk = await trio.to_thread.run_sync(step)
             except StoreError as error:
                 raise WireError(str(error), ADAPTER_ERROR) from None
+            if on_disk is None or rewrite:
+                self._astray.discard(change.entry.id)
             self._note_disk(change.entry.id, on_disk)
+        if not change:
+            return
         self._apply(change, past, by)
 
     def _note_disk(self, entry_id: str, on_disk: ConfigurationEntry | None) -> None:
@@ -297,25 +325,35 @@ class Registry:
 
 
 def _store(
-    files: EntryFiles, change: Changed, on_disk: ConfigurationEntry | None, past: deque[Past] | None
+    files: EntryFiles, change: Changed, on_disk: ConfigurationEntry | None, past: deque[Past] | None, rewrite: bool
 ) -> ConfigurationEntry | None:
     """Put a change on the disk, in a thread; returns what stands there now. Raises `StoreError` with nothing changed."""
     new = change.new
     if new is not None and not new.kept.absent:
         stored = on_disk
-        if on_disk is None or on_disk.kept != new.kept:  # what else the owner says is no reason to touch a user's file
-            stored = evolve(new, schema=NULL, seed=ABSENT)
+        if (
+            on_disk is None or on_disk.kept != new.kept or rewrite
+        ):  # what else the owner says is no reason to touch a user's file
+            stored = evolve(new, schema=NULL, seed=ABSENT, remembered=ABSENT)
             files.write(stored)
     else:
         stored = None
         if on_disk is not None:
             files.remove(change.entry.id)
-    if past is not None:
-        try:
+    try:
+        if past is not None:
             files.write_history(change.entry.id, list(past))
-        except StoreError as error:
-            log.warning("the history of '%s' is not kept: %s", change.entry.id, error)
+        if new is not None and not new.kept.absent and _schema_is_news(change.old, new):
+            files.write_schema(new.id, new.schema)
+    except StoreError as error:
+        log.warning("the history of '%s' is not kept: %s", change.entry.id, error)
     return stored
+
+
+def _schema_is_news(old: ConfigurationEntry | None, new: ConfigurationEntry) -> bool:
+    if old is None or old.kept.absent:
+        return new.schema != NULL
+    return new.schema not in (old.schema, old.remembered, NULL)
 
 
 def _check_size(value: Json) -> Json:

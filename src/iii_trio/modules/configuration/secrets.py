@@ -1,13 +1,15 @@
 """Which parts of a value are secret, and the mask that stands for them before eyes that may not see them.
 
-A part is secret when the entry's schema says so (`writeOnly: true` or `format: password`), when it is a text under a key
-that names a secret, or an address with a password in it. The mask also goes back in: a value that somebody read masked,
-changed elsewhere and writes again keeps the secrets it does not know.
+A part is secret when the entry's schema says so (`writeOnly: true` or `format: password`), when it is a text or a number
+(a password may be all digits) under a key that names a secret, or a text with an address and a password in it. The mask
+also goes back in: a value that somebody read masked, changed elsewhere and writes again keeps the secrets it does not know.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
+
+from ...config.environment import PLACEHOLDER
 
 MASK: Final = "********"
 RIGHT: Final = "configuration::secrets"
@@ -26,13 +28,21 @@ class MaskedWhereNothingIs(Exception):
     """The mask stands where there is no secret to keep; `str()` is the place."""
 
 
+class PlaceholderFromOutside(Exception):
+    """A placeholder stands where there was none, or another one; `str()` is the place."""
+
+
 def masked(value: Any, schema: Any) -> Any:
     """A copy of `value` with `MASK` in the place of every secret."""
     return _walk(value, list(_and_parts([schema], schema)), schema, "")
 
 
 def unmasked(value: Any, current: Any, place: str = "") -> Any:
-    """A copy of `value` with what `current` has at the same place for every `MASK`. Raises `MaskedWhereNothingIs`."""
+    """A copy of `value` with what `current` has at the same place for every `MASK`.
+
+    Raises `MaskedWhereNothingIs`, and `PlaceholderFromOutside` for a placeholder that `current` does not have at the same
+    place: it would read a variable of the engine's environment to somebody who may not see it.
+    """
     if value == MASK:
         if current is None:
             raise MaskedWhereNothingIs(place or "/")
@@ -44,20 +54,35 @@ def unmasked(value: Any, current: Any, place: str = "") -> Any:
         items = current if isinstance(current, list) else []
         padded = [*items, *[None] * (len(value) - len(items))]
         return [unmasked(item, padded[index], f"{place}/{index}") for index, item in enumerate(value)]
+    if isinstance(value, str) and value != current and PLACEHOLDER.search(value):
+        raise PlaceholderFromOutside(place or "/")
     return value
+
+
+def has_marks(schema: Any) -> bool:
+    """Whether a schema says anywhere that something is secret."""
+    if isinstance(schema, Mapping):
+        return _marks(schema) or any(map(has_marks, schema.values()))
+    return isinstance(schema, list) and any(map(has_marks, schema))
+
+
+def _marks(schema: Mapping[str, Any]) -> bool:
+    return schema.get("writeOnly") is True or schema.get("format") == "password"
 
 
 def _walk(value: Any, schemas: list[Any], root: Any, key: str) -> Any:
     if value is None:
         return None
-    if any(schema.get("writeOnly") is True or schema.get("format") == "password" for schema in schemas):
+    if any(map(_marks, schemas)):
         return MASK
     if isinstance(value, dict):
         return {name: _walk(item, _under(schemas, name, root), root, name) for name, item in value.items()}
     if isinstance(value, list):
         inside = list(_and_parts([item for schema in schemas for item in _items(schema)], root))
         return [_walk(item, inside, root, key) for item in value]
-    if isinstance(value, str) and (_SECRET_KEY.search(key) or _WITH_PASSWORD.match(value)):
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and _SECRET_KEY.search(key):
+        return MASK
+    if isinstance(value, str) and _WITH_PASSWORD.search(value):
         return MASK
     return value
 

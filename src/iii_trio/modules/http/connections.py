@@ -15,6 +15,7 @@ shield and system call per piece of a response.
 import logging
 import math
 import socket
+import ssl
 import struct
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -74,7 +75,7 @@ class Connection:
     `idle` says that no request is under way; `cut_at` is the Trio time at which the sweeper ends the connection.
     """
 
-    _stream: trio.SocketStream
+    _stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]
     _idle_s: float
     idle: bool = field(default=True, init=False)
     cut_at: float = field(init=False)
@@ -89,9 +90,14 @@ class Connection:
     def __attrs_post_init__(self) -> None:
         self.cut_at = trio.current_time() + self._idle_s
 
+    @property
+    def _socket(self) -> trio.socket.SocketType:
+        stream = self._stream
+        return stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
+
     async def run(self, app: AppWrapper, config: Config, context: WorkerContext) -> None:
         """Serve the client until either side closes; returns when its last request has ended."""
-        sock = self._stream.socket
+        sock = self._socket
         try:
             client, server = (parse_socket_addr(sock.family, name) for name in (sock.getpeername(), sock.getsockname()))
         except OSError:
@@ -100,7 +106,8 @@ class Connection:
         with self._scope:
             async with TaskGroup() as tasks:
                 state = ConnectionState({CONNECTION: self})
-                self._protocol = _Http1(app, config, context, tasks, state, False, client, server, self._on_event)
+                tls = isinstance(self._stream, trio.SSLStream)
+                self._protocol = _Http1(app, config, context, tasks, state, tls, client, server, self._on_event)
                 try:
                     while data := await self._stream.receive_some(READ_BYTES):
                         if not self._closing:
@@ -172,13 +179,13 @@ class Connection:
         if not self._closing:
             self._end_soon()
             try:
-                self._stream.socket.shutdown(socket.SHUT_WR)
+                self._socket.shutdown(socket.SHUT_WR)
             except OSError:
                 self._break()
 
     def _break(self) -> None:
         """Nothing gets through any more: reading hears of it, tells the requests, and has `LINGER_S` for that."""
-        self._stream.socket.close()
+        self._socket.close()
         self._end_soon()
 
     def _end_soon(self) -> None:
@@ -200,9 +207,9 @@ class Connection:
 
         With `reset` it also does where the end of the connection would mean the end of the body (HTTP/1.0).
         """
-        if reset and self._stream.socket.fileno() >= 0:
-            self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._stream.socket.close()
+        if reset and self._socket.fileno() >= 0:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._socket.close()
         self._scope.cancel()
 
 
@@ -226,12 +233,13 @@ class ConnectionStatistics:
 
 @define(eq=False, kw_only=True)
 class Connections:
-    """Everything accepted on one set of listeners, until it is stopped."""
+    """Everything accepted on one set of listeners, until it is stopped; with `tls` they speak nothing else."""
 
     app: Callable[..., Awaitable[None]]
     max_connections: int = MAX_CONNECTIONS
     idle_s: float = IDLE_S
     grace_s: float = STOP_GRACE_S
+    tls: ssl.SSLContext | None = None
     _config: Config = field(init=False)
     _context: WorkerContext = field(factory=lambda: WorkerContext(None), init=False)
     _open: set[Connection] = field(factory=set, init=False)
@@ -335,7 +343,10 @@ class Connections:
                 connection.abort()
 
     async def _serve_one(self, stream: trio.SocketStream) -> None:
-        connection = Connection(stream, self.idle_s)
+        secured = (
+            stream if self.tls is None else trio.SSLStream(stream, self.tls, server_side=True, https_compatible=True)
+        )
+        connection = Connection(secured, self.idle_s)  # TLS shakes hands at the first read, while the sweeper watches
         if len(self._open) >= self.max_connections:
             self._refused += 1
             connection.abort()

@@ -2,8 +2,6 @@
 
 from typing import Final
 
-import attrs
-
 from ...config import CorsSettings
 from .messages import Headers, Response
 
@@ -13,6 +11,7 @@ ALLOW_HEADERS: Final = b"access-control-allow-headers"
 EXPOSE_HEADERS: Final = b"access-control-expose-headers"
 VARY: Final = b"origin, access-control-request-method, access-control-request-headers"
 ANY: Final = b"*"
+_OPEN: Final[Headers] = ((ALLOW_ORIGIN, ANY), (EXPOSE_HEADERS, ANY))
 
 
 def preflight(cors: CorsSettings | None, origin: str | None) -> Response:
@@ -22,18 +21,18 @@ def preflight(cors: CorsSettings | None, origin: str | None) -> Response:
     return Response(200, (*_allow_origin(cors, origin), *headers))
 
 
-def decorate(response: Response, cors: CorsSettings | None, origin: str | None) -> Response:
+def decorate(response: Response, cors: CorsSettings | None, origin: str | None, more: Headers = ()) -> Response:
     """Any other response with its CORS headers: they replace a handler's own, and its `vary` is extended.
 
-    A handler cannot admit an origin that the settings do not.
+    A handler cannot admit an origin that the settings do not. Headers in `more` replace a handler's own as well.
     """
-    ours = _allow_origin(cors, origin)
-    if cors is None:
-        ours = (*ours, (EXPOSE_HEADERS, ANY))
-    names = {b"vary", ALLOW_ORIGIN, *(name for name, _ in ours)}
-    theirs = tuple(pair for pair in response.headers if pair[0] not in names)
-    vary = b", ".join([*(value for name, value in response.headers if name == b"vary" and value), VARY])
-    return attrs.evolve(response, headers=(*theirs, *ours, (b"vary", vary)))
+    ours = _OPEN if cors is None else _allow_origin(cors, origin)
+    names = {b"vary", ALLOW_ORIGIN, *(name for name, _ in ours), *(name for name, _ in more)}
+    theirs = [pair for pair in response.headers if pair[0] not in names]
+    vary = VARY
+    if len(theirs) != len(response.headers):
+        vary = b", ".join([*(value for name, value in response.headers if name == b"vary" and value), VARY])
+    return Response(response.status, (*theirs, *more, *ours, (b"vary", vary)), response.body, response.close)
 
 
 def _allow_origin(cors: CorsSettings | None, origin: str | None) -> Headers:

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-import attrs
 import trio
 from attrs import define, field, frozen
 
@@ -27,9 +26,11 @@ from ...engine.triggers import Binding
 from ...protocol import ABSENT, Json, JsonError, cancellation, errors
 from ...protocol.errors import WireError
 from ...protocol.limits import DEADLINE_S
-from . import cors
+from . import cors, openapi
+from .access_log import logged
 from .asgi import BodyTooLarge, Incoming, Receive, Scope, Send, connection_of, finish, write
 from .decision import Answer, Event, ResponseDecision, Waiting
+from .forms import is_small_form, read_form
 from .messages import (
     BadRequest,
     Headers,
@@ -149,6 +150,13 @@ class Exchange:
         settings = self.settings.value
         request = read_request(scope, settings.request_id_header, settings.trust_proxy)
         incoming = Incoming(receive, request.length)
+        if settings.access_log:
+            with logged(request) as send_logged:
+                await self._serve(scope, send_logged(send), request, incoming)
+        else:
+            await self._serve(scope, send, request, incoming)
+
+    async def _serve(self, scope: Scope, send: Send, request: Request, incoming: Incoming) -> None:
         response = await self._answer(scope, send, request, incoming)
         if response is not None:
             await write(scope, send, incoming, self._dressed(response, request))
@@ -156,11 +164,10 @@ class Exchange:
     def _dressed(self, response: Response, request: Request) -> Response:
         """A response with what every response has: CORS headers, and the request's id."""
         settings = self.settings.value
+        more: Headers = ()
         if request.id:
-            header = settings.request_id_header.lower().encode("ascii")
-            kept = (pair for pair in response.headers if pair[0] != header)
-            response = attrs.evolve(response, headers=(*kept, (header, request.id.encode("ascii"))))
-        return cors.decorate(response, settings.cors, request.origin)
+            more = ((settings.request_id_header.lower().encode("ascii"), request.id.encode("ascii")),)
+        return cors.decorate(response, settings.cors, request.origin, more)
 
     async def _answer(self, scope: Scope, send: Send, request: Request, incoming: Incoming) -> Response | None:
         """The response still to be written; None when there is none, or it has been streamed."""
@@ -170,6 +177,8 @@ class Exchange:
             return cors.preflight(settings.cors, request.origin)
         if self._draining():
             return self._unavailable()
+        if found is None and request.path == settings.openapi_path and request.method in ("GET", "HEAD"):
+            return openapi.answer(request, self.routes, self.core.functions.get)
         if found is None and settings.not_found_function:
             found = _fallback(request, settings.not_found_function)
         if not isinstance(found, Match):
@@ -215,13 +224,13 @@ class Exchange:
             if item.phase == "preHandler" and not await self._middleware(pending, item.function_id, keeping):
                 return
         parsed, raw = b"", b""
-        if pending.request.has_json:
-            parsed = raw = await self._read_body(pending)
+        if pending.request.has_json or is_small_form(pending.request):
+            parsed, raw = await self._read_body(pending)
         if self._draining():
             decision.feed(Event.DRAINING)  # a body may take its time, and nothing has been called yet
         if decision.answer is not None:
             return
-        pending.channels = channels = Channelled.open(self.core.channels, incoming, decision)
+        pending.channels = channels = Channelled.open(self.core, incoming, decision)
         channels.body.put(raw)
         channels.body.begin()
         if route.condition is not None and not await self._condition(pending, route.condition, parsed):
@@ -231,26 +240,31 @@ class Exchange:
                 return
         await self._handle(pending, channels, handler_input(pending.request, pending.match, parsed, pending.context))
 
-    async def _read_body(self, pending: Pending) -> bytes:
-        """The body of a JSON request; one that is none, or not here, has decided."""
-        decision, body = pending.decision, b""
+    async def _read_body(self, pending: Pending) -> tuple[bytes, bytes]:
+        """A body that is parsed, as JSON and as it came; one that cannot be parsed, or is not here, has decided."""
+        decision, request = pending.decision, pending.request
+        body = parsed = b""
         with trio.CancelScope(deadline=decision.deadline) as scope:
             try:
                 body = await pending.incoming.read(pending.settings.body_limit)
             except BodyTooLarge:
                 decision.feed(Event.OVERSIZE)
-                return b""
+                return b"", b""
         if pending.incoming.gone:
             decision.feed(Event.CLIENT_GONE)
         elif scope.cancelled_caught:
             decision.feed(Event.DEADLINE)
         elif body:
             try:
-                check_json(body)
+                if request.has_json:
+                    check_json(body)
+                    parsed = body
+                else:
+                    parsed = read_form(request, body)
             except BadRequest as error:
                 pending.complaint = str(error)
                 decision.feed(Event.MALFORMED)
-        return body
+        return parsed, body
 
     async def _condition(self, pending: Pending, function_id: str, parsed: bytes) -> bool:
         """Whether the condition lets the request through."""
@@ -408,7 +422,7 @@ class Exchange:
         pending.reason = cancellation.CALLER_DISCONNECTED
         if cut is not CLIENT_GONE and not pending.incoming.gone:
             self._truncated += 1
-            log.error("%s: the response of %s is cut off: %s", pending.match.route, pending.decision.function_id, cut)
+            log.warning("%s: the response of %s is cut off: %s", pending.match.route, pending.decision.function_id, cut)
             connection = connection_of(scope)
             if connection is None:
                 raise trio.BrokenResourceError(f"the response is cut off: {cut}")

@@ -208,7 +208,7 @@ def _position(body: bytes, text: str) -> str:
 
 
 def handler_input(request: Request, match: Match, body: bytes = b"", context: Mapping[str, Any] | None = None) -> Json:
-    """What a condition is called with, and a handler together with the refs of its channels (§7).
+    """What a condition is called with, and a handler too, which gets the refs of its channels besides (§7).
 
     `body` is JSON text, or nothing: null. `path` is the registered text; the request's own stands in `request`, with
     its query, scheme, client address, version and id. `context` is there if there was a middleware.
@@ -233,11 +233,6 @@ def handler_input(request: Request, match: Match, body: bytes = b"", context: Ma
     if context is not None:
         fields["context"] = context
     return Json(codec.encode_value(fields)[:-1] + b',"body":' + (body or b"null") + b"}")
-
-
-def with_refs(data: Json, request_body: bytes, response: bytes) -> Json:
-    """`handler_input` with its two refs, which are JSON text."""
-    return Json(data.raw[:-1] + b',"request_body":' + request_body + b',"response":' + response + b"}")
 
 
 # -- responses --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The module `http`: provides the trigger type, listens, and hands requests to the exchange (spec/http.md §1–§3)."""
 
 import logging
+import ssl
 from ipaddress import ip_address
 from typing import Final
 
@@ -60,7 +61,7 @@ CALL_FORMAT: Final = {
         "headers": _STRINGS,
         "path": {"type": "string", "description": "The registered api_path."},
         "method": {"type": "string"},
-        "body": {"description": "The parsed body of a JSON request, else null."},
+        "body": {"description": "The body of a JSON request or a small form, else null."},
     },
     "required": ["query_params", "path_params", "headers", "path", "method"],
 }
@@ -90,13 +91,14 @@ class HttpStatistics:
 class HttpModule:
     """The module. With `listen` off nothing is bound and `app` alone is served, as the testing kit does.
 
-    `grace_s`: how long (s) requests under way may take to end when the module is stopped. `addresses`: the (host, port)
-    pairs it listens on, empty until it does.
+    With `tls` the port speaks TLS and nothing else. `grace_s`: how long (s) requests under way may take to end when the
+    module is stopped. `addresses`: the (host, port) pairs it listens on, empty until it does.
     """
 
     settings: Live[HttpSettings]
     listen: bool = True
     grace_s: float = STOP_GRACE_S
+    tls: ssl.SSLContext | None = None
     addresses: tuple[tuple[str, int], ...] = field(default=(), init=False)
     _exchange: Exchange | None = field(default=None, init=False)
     _connections: Connections | None = field(default=None, init=False)
@@ -122,7 +124,7 @@ class HttpModule:
                     return_format=RETURN_FORMAT,
                 )
                 if listeners:
-                    self._connections = Connections(app=self.app, grace_s=self.grace_s)
+                    self._connections = Connections(app=self.app, grace_s=self.grace_s, tls=self.tls)
                     await self._connections.serve(listeners, task_status=task_status)
                 else:
                     task_status.started()
@@ -158,9 +160,10 @@ class HttpModule:
         listeners = await bind(settings.host, settings.port, "`port` of the http worker")
         self.addresses = tuple(listener.socket.getsockname()[:2] for listener in listeners)
         for host, port in self.addresses:
-            log.info("HTTP is served on %s", _url(host, port))
+            url = _url(host, port, secure=self.tls is not None)
+            log.info("HTTP is served on %s", url)
             if not ip_address(host).is_loopback:
-                log.warning("HTTP on %s is reachable from other machines, without access control", _url(host, port))
+                log.warning("HTTP on %s is reachable from other machines, without access control", url)
         return listeners
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -195,5 +198,5 @@ def check_settings(settings: HttpSettings) -> None:
         raise ConfigError(f"request_id_header: '{settings.request_id_header}' is no header name; use letters and '-'")
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _url(host: str, port: int, *, secure: bool) -> str:
+    return f"http{'s' * secure}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -6,26 +6,32 @@ the `ResponseDecision` as it comes. Only a response that streams has a second ta
 first one sends. Channels live as long as their request: no timer watches them.
 """
 
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import trio
 from attrs import define, field, frozen
 
-from ...engine.channels import Channel, Channels, Direction, EndState
+from ...engine.channels import Channel, EndState
+from ...engine.engine import Engine
 from ...engine.invocations import Outcome
 from ...protocol import Json, JsonError
 from ...protocol.limits import CHANNEL_CHUNK
 from ...transport.frames import Binary
 from .asgi import Incoming, Scope, Send, begin, connection_of
 from .decision import Event, ResponseDecision
-from .messages import Headers, with_refs
+from .messages import Headers
 
 BATCH_BYTES: Final = 256 * 1024
 """A stream's messages leave in one write up to this size."""
 PATIENCE_S: Final = 5.0
 """How long a stream goes on when only one of channel and call has ended, and that not well."""
 GONE: Final = "the client has left"
+REFS: Final = (
+    ',"request_body":{"channel_id":"%s","access_key":"%s","direction":"read"},'
+    '"response":{"channel_id":"%s","access_key":"%s","direction":"write"}}'
+)
 
 
 @frozen
@@ -253,23 +259,19 @@ class Channelled:
     response: ResponseChannel
 
     @classmethod
-    def open(cls, channels: Channels, incoming: Incoming, decision: ResponseDecision) -> "Channelled":
+    def open(cls, core: Engine, incoming: Incoming, decision: ResponseDecision) -> "Channelled":
         """Make the channels; `input` tells a handler of their far ends."""
-        return cls(
-            RequestBody(channels.create(None, expires=False), incoming),
-            ResponseChannel(channels.create(None, expires=False), decision),
-        )
+        new_id, create, keys = core.invocations.new_id, core.channels.create_half, secrets.token_hex(48)
+        body = RequestBody(create(new_id(), keys[:48]), incoming)
+        return cls(body, ResponseChannel(create(new_id(), keys[48:]), decision))
 
     def input(self, data: Json) -> Json:
-        """The handler's input with the refs of the channels' far ends."""
-        return with_refs(data, _ref(self.body.channel, "read"), _ref(self.response.channel, "write"))
+        """The handler's input with the refs of the channels' far ends, as text: ids and keys hold nothing to escape."""
+        body, response = self.body.channel, self.response.channel
+        refs = REFS % (body.id, body.read_key, response.id, response.write_key)
+        return Json(data.raw[:-1] + refs.encode("ascii"))
 
     def release(self) -> None:
         """The request is over, for whatever reason."""
         self.body.release()
         self.response.release("the response is complete")
-
-
-def _ref(channel: Channel, direction: Direction) -> bytes:
-    """A ref as JSON text: ids and keys hold nothing that JSON escapes."""
-    return b'{%s}' % b",".join(b'"%b":"%b"' % (k.encode(), v.encode()) for k, v in channel.ref(direction).items())

@@ -27,10 +27,14 @@ def request_body(call: Call, data: Json) -> bytes:
     return codec.splice_caller(raw, call.origin.caller_pair) if call.injects else codec.strip_caller(raw)
 
 
-def request_headers(target: Target, call: Call, body: bytes, timestamp: str, metadata: bytes) -> list[Header]:
+def request_headers(
+    target: Target, call: Call, request_id: str, body: bytes, timestamp: str, metadata: bytes
+) -> list[Header]:
     """The head of one attempt. A configured header takes the place of an equal one of ours, but for those it may not set.
 
-    `timestamp` is Unix seconds as text; `metadata` what `metadata_header` made of the call's.
+    `request_id` is a fresh UUID, the same for all attempts of a call: the call's own id is its caller's choice, and an
+    endpoint that knows repetitions by it must not take one call for another. `timestamp` is Unix seconds as text;
+    `metadata` what `metadata_header` made of the call's.
     """
     headers: dict[bytes, Header] = {}
 
@@ -42,7 +46,7 @@ def request_headers(target: Target, call: Call, body: bytes, timestamp: str, met
     put(b"Content-Type", b"application/json")
     put(b"Content-Length", str(len(body)).encode())
     put(b"x-iii-Function-Path", quote(call.function.exposed_id, safe=_PRINTABLE).strip().encode())
-    put(b"x-iii-Invocation-ID", call.wire_id.encode())
+    put(b"x-iii-Invocation-ID", request_id.encode())
     put(b"x-iii-Timestamp", timestamp.encode())
     if metadata:
         put(b"x-iii-Metadata", metadata)

@@ -6,6 +6,7 @@ connection.
 """
 
 import logging
+import uuid
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Final
@@ -155,6 +156,7 @@ class Runner:
         body = messages.request_body(call, data)
         attempts = 1 + (self.settings.retries if target.idempotent else 0)
         stage = Stage("")
+        request_id = str(uuid.uuid4())
         with (
             self.destinations.use(target.endpoint, len(body)) as destination,
             trio.move_on_after(target.timeout_s),
@@ -162,7 +164,7 @@ class Runner:
             metadata = messages.metadata_header(call)
             for attempt in range(1, attempts + 1):
                 try:
-                    answer = await self._attempt(target, destination, call, body, metadata, stage)
+                    answer = await self._attempt(target, destination, call, request_id, body, metadata, stage)
                 except WireError as error:
                     if attempt == attempts or error.code not in RETRIED_ERRORS:
                         raise
@@ -174,7 +176,14 @@ class Runner:
         raise WireError(f"timed out after {round(target.timeout_s * 1000)} ms: {stage.text}", stage.code)
 
     async def _attempt(
-        self, target: Target, destination: Destination, call: Call, body: bytes, metadata: bytes, stage: Stage
+        self,
+        target: Target,
+        destination: Destination,
+        call: Call,
+        request_id: str,
+        body: bytes,
+        metadata: bytes,
+        stage: Stage,
     ) -> Answer:
         endpoint = target.endpoint
         where = endpoint.authority
@@ -184,7 +193,7 @@ class Runner:
             found = await self._look_up(target)
             stage.text = f"{where} could not be connected to or did not answer"
             timestamp = str(int(self.core.clock.wall()))
-            headers = messages.request_headers(target, call, body, timestamp, metadata)
+            headers = messages.request_headers(target, call, request_id, body, timestamp, metadata)
             try:
                 async with destination.open(target.method, found, headers, endpoint.target, body) as response:
                     stage.text, stage.code = f"the answer of {where} did not end", errors.HTTP_RESPONSE_FAILED

@@ -135,7 +135,7 @@ def _authenticate(auth: Auth, headers: dict[str, Header], variable: Callable[[st
         return found
 
     if auth.type == "hmac":
-        return value("secret_key", auth.secret_key, "Secret", errors.SECRET_NOT_FOUND).encode()
+        return _bytes(value("secret_key", auth.secret_key, "Secret", errors.SECRET_NOT_FOUND))
     if auth.type == "bearer":
         token = value("token_key", auth.token_key, "Token", errors.TOKEN_NOT_FOUND)
         headers["authorization"] = _header("Authorization", f"Bearer {token}", secret=True)
@@ -158,7 +158,12 @@ def _header(name: str, value: str, *, secret: bool = False) -> Header:
     if _VALUE.fullmatch(text) is None:
         what = "the environment variable for the header" if secret else "the value of the header"
         raise _malformed(f"{what} {name} has characters that a header cannot carry")
-    return name.encode(), text.encode()
+    return name.encode(), _bytes(text)
+
+
+def _bytes(text: str) -> bytes:
+    """A text of the wire or of the environment, whose bytes need not be UTF-8, as the bytes it stands for."""
+    return text.encode(errors="surrogateescape")
 
 
 def _basic(user: str, password: str) -> str:

@@ -21,6 +21,8 @@ from ...engine import (
     TypeClaim,
 )
 from ...protocol import Json, JsonError, errors
+from ...protocol.limits import MAX_DEPTH
+from ...protocol.scan import deeper_than
 
 Row = dict[str, Any]
 
@@ -35,11 +37,16 @@ _DESCRIPTIONS: Final = {
     "state": "Distributed key-value state management with reactive change triggers.",
 }
 SUMMARY_CHARS: Final = 80
+_VALUE_LEVELS: Final = MAX_DEPTH - 8
+"""Levels of a registered value that are shown: rows and frames add some, and nobody reads more than `MAX_DEPTH`."""
 _TELEMETRY: Final = ("language", "project_name", "framework")
 
 
 def value_of(text: Json) -> Any:
     """A registered value as plain data; None for nothing, and for text that another peer's decoder would choke on."""
+    raw = text.raw
+    if raw.count(b"{") + raw.count(b"[") > _VALUE_LEVELS and deeper_than(raw, _VALUE_LEVELS):
+        return None
     try:
         return text.decode()
     except JsonError:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from ...config import ConfigError, QueueModuleSettings, QueueSettings, structure
+from ...config import ConfigError, Problem, QueueModuleSettings, QueueSettings, structure
 from ...protocol import Json, JsonError, errors
 from ...protocol.errors import WireError
 from ...stores import Done, Failed, JobLog, Note, OnDone, Result
@@ -22,8 +22,14 @@ def read_definition(name: str, config: Any) -> QueueSettings:
     try:
         read = structure(QueueModuleSettings, {"queue_configs": {name: {} if config is None else config}})
     except ConfigError as error:
-        raise WireError("; ".join(problem.message for problem in error.problems), errors.ENQUEUE_ERROR) from None
+        raise WireError("; ".join(_text(problem) for problem in error.problems), errors.ENQUEUE_ERROR) from None
     return read.settings.queue_configs[name]
+
+
+def _text(problem: Problem) -> str:
+    """What is wrong, after the key it is about where the text does not name the queue itself."""
+    key = problem.key.rpartition(".")[2]
+    return problem.message if not key or "queue" in problem.message.lower() else f"{key}: {problem.message}"
 
 
 @define(eq=False)

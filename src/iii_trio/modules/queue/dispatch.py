@@ -49,7 +49,8 @@ JOB_OVERHEAD: Final = 1_024
 PAUSED: Final = "paused"
 DRAINING: Final = "draining"
 ADOPTING: Final = "adopting"
-"""Reasons to begin nothing: somebody's decision, the engine stops, older messages are still on their way."""
+LOADING: Final = "loading"
+"""Reasons to begin nothing: somebody's decision, the engine stops, older messages are still on their way, it starts."""
 
 WRITE_AGAIN_S: Final = 1.0
 """Pause before a verdict that did not reach the disk is written again."""

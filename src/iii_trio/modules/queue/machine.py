@@ -85,6 +85,8 @@ class State(Enum):
     IN_FLIGHT = "in flight"
     SETTLING = "settling"
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and a key of dicts is what these are
+
 
 @frozen
 class Route:

@@ -21,6 +21,8 @@ class Kind(Enum):
     UNCLAIMED = "unclaimed"
     """What was published to a topic before anybody subscribed to it."""
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and every look-up of a queue needs it
+
 
 _PARTS: Final = re.compile(r"@((?:[^@\\]|\\.)*)", re.DOTALL)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)

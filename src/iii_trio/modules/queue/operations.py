@@ -225,11 +225,11 @@ class Operations:
                 "unregister them, or stop the worker, before it is forgotten"
             )
             raise WireError(text, SUBSCRIBER_LIVE)
-        total = 0
+        total, remembered = 0, queue.remembered
 
         def forgotten(result: Result[bool]) -> None:
             if isinstance(result, Failed):
-                queue.remembered = True
+                queue.remembered = remembered
                 on_done(result)
             else:
                 self._purge(queue, purged)

@@ -23,7 +23,7 @@ from ...protocol.limits import QUEUE_MESSAGES
 from ...stores import Done, Failed, Job, JobLog, NewJob, Once, OnDone, Result, WaitingJobLog
 from .definitions import Definitions
 from .delivery import Share
-from .dispatch import ADOPTING, DRAINING, PAUSED, ActiveQueue, QueueStatistics, Shelf
+from .dispatch import ADOPTING, DRAINING, LOADING, PAUSED, ActiveQueue, QueueStatistics, Shelf
 from .machine import BACKOFF_CEILING_MS, Policy, Target
 from .messages import DEDUPLICATION_WINDOW_MS, Message, reading
 from .names import Kind, QueueKey
@@ -87,10 +87,12 @@ class Queues:
     _queues: dict[QueueKey, ActiveQueue] = field(factory=dict, init=False)
     _named: dict[str, ActiveQueue] = field(factory=dict, init=False)
     _topics: dict[str, dict[Target, ActiveQueue]] = field(factory=dict, init=False)
+    _served: dict[Target, dict[ActiveQueue, None]] = field(factory=dict, init=False)  # destinations by function
     _subscribed: dict[str, ActiveQueue] = field(factory=dict, init=False)
     _unclaimed: Counter[str] = field(factory=Counter, init=False)
     _adopting: set[str] = field(factory=set, init=False)
     _paused: set[str] = field(factory=set, init=False)
+    _loading: bool = field(default=True, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.definitions = Definitions(self.log, self.apply)
@@ -114,6 +116,7 @@ class Queues:
             self._destination(known.topic, (known.namespace, known.function_id)).remembered = True
         for text, count in (await journal.dead_counts()).items():
             self._queue(QueueKey.parse(text)).machine.buried(count)
+        self.apply()  # before the messages, which then are placed once
         after, now_ms = 0, self.core.clock.wall_ms()
         keys: dict[str, QueueKey] = {}
         while headings := await journal.headings(after, HEADINGS):
@@ -124,7 +127,9 @@ class Queues:
                 else:
                     self._queue(key).take_in(heading, deliveries=heading.attempts + (heading.due_at_ms <= now_ms))
             after = headings[-1].seq
-        self.apply()
+        self._loading = False
+        for queue in self._queues.values():
+            queue.release(LOADING)
 
     @property
     def configs(self) -> Mapping[str, QueueSettings]:
@@ -157,7 +162,7 @@ class Queues:
 
     def appeared(self, target: Target) -> None:
         """A function has become callable: messages that were held for it go on."""
-        for queue in self._queues.values():
+        for queue in (*self._named.values(), *self._served.get(target, ())):
             queue.appeared(target)
 
     def drain(self) -> None:
@@ -362,9 +367,12 @@ class Queues:
         if key.kind is not Kind.DESTINATION or queue.remembered or queue.shares or not queue.empty:
             return
         if self._queues.get(key) is queue:
-            del self._queues[key], self._topics[key.name][key.namespace, key.function_id]
+            target = (key.namespace, key.function_id)
+            del self._queues[key], self._topics[key.name][target], self._served[target][queue]
             if not self._topics[key.name]:
                 del self._topics[key.name]
+            if not self._served[target]:
+                del self._served[target]
 
     def _noted(self, result: Result[bool]) -> None:
         if isinstance(result, Failed):
@@ -473,8 +481,11 @@ class Queues:
             )
             if self.pause_name(key) in self._paused:
                 queue.hold(PAUSED)
+            if self._loading:
+                queue.hold(LOADING)
             if key.kind is Kind.DESTINATION:
                 self._topics.setdefault(key.name, {})[key.namespace, key.function_id] = queue
+                self._served.setdefault((key.namespace, key.function_id), {})[queue] = None
             elif key.kind is Kind.NAMED:
                 self._named[key.name] = queue
         return queue

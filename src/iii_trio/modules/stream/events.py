@@ -24,13 +24,13 @@ Group = tuple[str, str]
 class Event:
     """One event on its way. `item` is None where it belongs to no item; `message` is the whole wrapper.
 
-    `kept`: the store (or a provider) has it too, so that a later snapshot makes up for it.
+    `customs`: how many custom events are lost with it, for no snapshot makes up for those. 0 for what is in the store.
     """
 
     group: Group
     item: str | None
     message: Json
-    kept: bool = True
+    customs: int = 0
 
     @property
     def size(self) -> int:
@@ -38,7 +38,7 @@ class Event:
         return len(self.message)
 
 
-def event(group: Group, item: str | None, stamp: int, body: bytes, *, kept: bool = True) -> Event:
+def event(group: Group, item: str | None, stamp: int, body: bytes, *, customs: int = 0) -> Event:
     """Wrap the JSON text `body` of an event, stamped with `stamp` (Unix ms)."""
     stream, group_id = group
     text = b'{"type":"stream","timestamp":%d,"streamName":%s,"groupId":%s,"id":%s,"event":%s}' % (
@@ -48,7 +48,7 @@ def event(group: Group, item: str | None, stamp: int, body: bytes, *, kept: bool
         encode_value(item),
         body,
     )
-    return Event(group, item, Json(text), kept)
+    return Event(group, item, Json(text), customs)
 
 
 def changed(kind: bytes, data: Json) -> bytes:

@@ -19,7 +19,6 @@ from ...protocol.codec import encode_value
 from ...protocol.errors import StoreError, WireError
 from ...protocol.limits import MAX_DEPTH
 from ...stores import (
-    Change,
     Failed,
     KeyValue,
     MalformedOps,
@@ -216,7 +215,7 @@ class StreamFunctions:
             return self._read_through("list", call, data, stream)
 
         def done(values: list[bytes]) -> None:
-            call.succeed(_array(values))
+            call.succeed(array(values))
 
         return self._submit(call, LIST_ERROR, partial(self._values(stream).values, group), done)
 
@@ -252,7 +251,7 @@ class StreamFunctions:
         value = Json.of(fields.json("data"))
         self._check(SEND_ERROR, value)
         self.sends += 1
-        self._tell(call, group, item, custom(kind, value), kept=False)
+        self._tell(call, group, item, custom(kind, value), customs=1)
         return Outcome(NULL)
 
     # -- the store ----------------------------------------------------------------------------------------------------
@@ -400,83 +399,24 @@ class StreamFunctions:
     def _announce(self, call: Call, address: Address, kind: bytes, data: Json) -> None:
         self.writes += 1
         stream, group, item = address
-        self._tell(call, (stream, group), item, changed(kind, data), kept=True)
+        self._tell(call, (stream, group), item, changed(kind, data))
 
-    def _tell(self, call: Call, group: Group, item: str | None, body: bytes, *, kept: bool) -> None:
+    def _tell(self, call: Call, group: Group, item: str | None, body: bytes, *, customs: int = 0) -> None:
         """Triggers first, then subscribers (§3); nothing is made of an event that nobody waits for."""
         matching = self.watches.of_event(group, item)
         if not matching and not self.hub.hears(group):
             return
-        told = event(group, item, self.stamps.next(group), body, kept=kept)
+        told = event(group, item, self.stamps.next(group), body, customs=customs)
         self.watches.fire(self.firing, told, matching, call)
         self.hub.publish(told)
-
-
-@define(eq=False)
-class Snapshots:
-    """See `Source`: an item or a group as a `sync` shows it."""
-
-    store: Store
-    providers: Providers
-    warn: Callable[[Group, str | None, str], None]
-
-    def in_line(self, stream: str, item: str | None) -> bool:
-        """See `Source.in_line`."""
-        return not self.providers.has("list" if item is None else "get", stream)
-
-    def read(self, group: Group, item: str | None, on_done: Callable[[Json | None], None]) -> None:
-        """See `Source.read`; a missing item is null, an unknown group is empty."""
-        stream, group_id = group
-        if self.in_line(stream, item):
-            try:
-                self._read(self.store.key_value(SPACE + stream), group, item, on_done)
-            except StoreClosed as error:
-                self._failed(group, item, str(error), on_done)
-            return
-
-        def answered(outcome: Outcome) -> None:
-            if not outcome.ok:
-                self._failed(group, item, str(outcome.exception()), on_done)
-            elif item is None and not outcome.result.raw.lstrip().startswith(b"["):
-                self._failed(group, item, "its provider answered no array", on_done)
-            else:
-                on_done(outcome.result.or_null())
-
-        place = {"stream_name": stream, "group_id": group_id}
-        if item is None:
-            self.providers.call("list", stream, Json.of(place), answered)
-        else:
-            self.providers.call("get", stream, Json.of({**place, "item_id": item}), answered)
-
-    def _read(self, values: KeyValue, group: Group, item: str | None, on_done: Callable[[Json | None], None]) -> None:
-        def listed(result: Result[list[bytes]]) -> None:
-            if isinstance(result, Failed):
-                self._failed(group, item, str(result.error), on_done)
-            else:
-                on_done(_array(result.value))
-
-        def found(result: Result[Updated[None]]) -> None:
-            if isinstance(result, Failed):
-                self._failed(group, item, str(result.error), on_done)
-            else:
-                on_done(NULL if result.value.old is None else Json(result.value.old))
-
-        if item is None:
-            values.values_in_line(group[1], listed)
-        else:
-            # an update that changes nothing: the one way to read a key in line with its writes
-            values.update(group[1], item, lambda _: Change(None, None), found)
-
-    def _failed(self, group: Group, item: str | None, why: str, on_done: Callable[[Json | None], None]) -> None:
-        self.warn(group, item, why)
-        on_done(None)
 
 
 def _address(fields: Fields) -> Address:
     return fields.text("stream_name"), fields.text("group_id"), fields.text("item_id")
 
 
-def _array(values: list[bytes]) -> Json:
+def array(values: list[bytes]) -> Json:
+    """JSON texts as one array."""
     return Json(b"[%s]" % b",".join(values))
 
 

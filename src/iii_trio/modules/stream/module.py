@@ -13,8 +13,9 @@ from ...protocol.errors import ConfigError
 from ...stores import Store
 from . import formats
 from .events import Group, Stamps
-from .functions import Snapshots, StreamFunctions
+from .functions import StreamFunctions
 from .providers import Providers
+from .snapshots import Snapshots
 from .sockets import Sockets, SocketStatistics
 from .subscribers import Hub, HubStatistics
 from .triggers import Watches

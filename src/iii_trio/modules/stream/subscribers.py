@@ -93,7 +93,7 @@ class Subscription:
     def takes(self, told: Event) -> bool:
         """Whether an event that matches can be sent now: the snapshot being read makes up for all but custom events."""
         if self.phase is Phase.READING:
-            return self.held is None and not told.kept
+            return self.held is None and told.customs > 0
         return self.phase is Phase.LIVE
 
     def is_gone(self) -> bool:
@@ -139,11 +139,15 @@ class Subscriber:
         subscription = self.subscriptions.pop(subscription_id, None)
         if subscription is None:
             return None
-        subscription.phase, subscription.held = Phase.GONE, None
+        held, subscription.held = subscription.held or (), None
+        subscription.phase = Phase.GONE
         self._stale.pop(subscription, None)
         here = self._groups[subscription.group]
         here.remove(subscription)
-        if not here:
+        if here:
+            for told in held:
+                self.tell(told)
+        else:
             del self._groups[subscription.group]
             self.hub.unroute(self, subscription.group)
         return subscription
@@ -151,46 +155,47 @@ class Subscriber:
     def tell(self, told: Event) -> None:
         """Something happened in a group this subscriber listens to."""
         matching = [one for one in self._groups[told.group] if one.matches(told.item)]
+        for one in matching:
+            if one.held is not None:
+                # others at this socket wait too: a client that has seen this would take the `sync` for outdated
+                self._hold(one, one.held, told)
+                return
         if any(one.takes(told) for one in matching):
             self.send(told)
             return
         for one in matching:
-            if one.held is not None:
-                self._hold(one, told)
-            elif one.phase is Phase.STALE:
-                one.lost += not told.kept
+            if one.phase is Phase.STALE:
+                one.lost += told.customs
                 self.hub.dropped += 1
 
-    def _hold(self, subscription: Subscription, told: Event) -> None:
-        assert subscription.held is not None
-        subscription.held.append(told)
+    def _hold(self, subscription: Subscription, held: list[Event], told: Event) -> None:
+        held.append(told)
         subscription.held_bytes += told.size
-        if len(subscription.held) > self.most_events or subscription.held_bytes > self.most_bytes:
-            self.hub.dropped += len(subscription.held)
-            subscription.lost += sum(not one.kept for one in subscription.held)
-            subscription.held, subscription.held_bytes, subscription.missed = [], 0, True
+        if len(held) > self.most_events or subscription.held_bytes > self.most_bytes:
+            subscription.held, subscription.held_bytes = [], 0
+            self._drop(held)
 
     def send(self, told: Event) -> None:
         """Pass an event on, or keep it until the socket takes it; with too many kept, drop all of them."""
         if not self._backlog and not self.sink.busy:
-            self.sink.push(told.message.raw)
-            self.hub.delivered += 1
+            self.hub.delivered += self.sink.push(told.message.raw)
             return
         self._backlog.append(told)
         self._backlog_bytes += told.size
         if len(self._backlog) > self.most_events or (self._backlog_bytes > self.most_bytes and len(self._backlog) > 1):
-            self._fall_behind()
+            dropped = list(self._backlog)
+            self._backlog.clear()
+            self._backlog_bytes = 0
+            self._drop(dropped)
         self._behind.unpark()
 
-    def _fall_behind(self) -> None:
-        dropped = list(self._backlog)
-        self._backlog.clear()
-        self._backlog_bytes = 0
+    def _drop(self, dropped: list[Event]) -> None:
+        """Give events up: whoever they were meant for needs a snapshot now."""
         self.hub.dropped += len(dropped)
         for told in dropped:
             for one in self._groups.get(told.group, ()):
                 if one.matches(told.item):
-                    one.lost += not told.kept
+                    one.lost += told.customs
                     if one.phase is Phase.LIVE:
                         self.expire(one)
                     elif one.held is not None:
@@ -210,8 +215,7 @@ class Subscriber:
                 while self._backlog and not self.sink.busy:
                     told = self._backlog.popleft()
                     self._backlog_bytes -= told.size
-                    self.sink.push(told.message.raw)
-                    self.hub.delivered += 1
+                    self.hub.delivered += self.sink.push(told.message.raw)
                 if self._stale and not self._backlog:
                     subscription = next(iter(self._stale))
                     del self._stale[subscription]
@@ -317,10 +321,10 @@ class Hub:
             stamp = self.stamps.next(group) if stamp is None else stamp
             subscriber.send(event(group, subscription.item, stamp, changed(b"sync", value)))
         for told in held:
-            subscriber.send(told)
+            subscriber.tell(told)
         if lost:
             body = custom(DROPPED, Json(b'{"events":%s}' % encode_value(lost)))
-            subscriber.send(event(group, subscription.item, self.stamps.next(group), body, kept=False))
+            subscriber.send(event(group, subscription.item, self.stamps.next(group), body, customs=lost))
         if missed and subscription.phase is Phase.LIVE:
             subscriber.expire(subscription)
 
