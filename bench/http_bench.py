@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from harness import Sample, emit, free_port, interleave, pinned, python, ratio, server
@@ -29,7 +30,10 @@ import hypercorn.trio, sys, trio
 from hypercorn.config import Config
 BODY = b'{"message":"hello"}'
 async def app(scope, receive, send):
-    if scope["type"] != "http":
+    if scope["type"] == "lifespan":
+        for _ in range(2):
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
         return
     while (await receive()).get("more_body"):
         pass
@@ -151,11 +155,8 @@ def main() -> None:
             if options.node:
                 urls["node"] = f"http://127.0.0.1:{http}/bench/node/hello"
             for connections in options.connections:
-
-                def subject(url: str, connections: int = connections) -> Callable[[], Sample]:
-                    return lambda: wrk(url, connections, options.seconds, script)
-
-                samples = interleave({name: subject(url) for name, url in urls.items()}, options.repetitions)
+                subjects = {name: partial(wrk, url, connections, options.seconds, script) for name, url in urls.items()}
+                samples = interleave(subjects, options.repetitions)
                 for name in urls.keys() - {"hypercorn"}:
                     emit(
                         verdict="requests/s",

@@ -126,3 +126,15 @@ async def test_a_backup_holds_the_entries_and_gives_them_back(tmp_path: Path) ->
 def test_check_reads_the_same_file(container: Path) -> None:
     done = subprocess.run([*COMMAND, "check", "-c", str(container / "config.yaml")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+async def test_scripts_follow_the_worker_port(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("workers: [{name: iii-worker-manager, config: {token: one}}]")
+    script = tmp_path / "script.py"
+    script.write_text("import os, time\nprint(os.environ['III_URL'], os.environ['III_TOKEN'])\ntime.sleep(600)\n")
+    with trio.fail_after(60):
+        async with run_engine(tmp_path, "-c", "config.yaml", str(script)) as engine:
+            await engine.line(f"ws://127.0.0.1:{engine.port} one")
+            (tmp_path / "config.yaml").write_text("workers: [{name: iii-worker-manager, config: {token: two}}]")
+            await engine.line(f"ws://127.0.0.1:{engine.port} two")
+            assert await engine.stop() == 0

@@ -163,7 +163,10 @@ class HttpSettings:
         None, tier="live", nonempty=True, doc="Function that answers the paths that no route knows."
     )
     openapi_path: str | None = setting(
-        None, tier="live", nonempty=True, doc="Path of the OpenAPI document of all routes, '/openapi.json' for instance."
+        None,
+        tier="live",
+        nonempty=True,
+        doc="Path of the OpenAPI document of all routes, '/openapi.json' for instance.",
     )
     access_log: bool = setting(False, tier="live", doc="Log a line for every request.")
     tls: TlsSettings | None = setting(

@@ -317,6 +317,8 @@ class RemotePeer(Peer):
             self._bad_kinds.add(label)
             log.warning("worker %s sent a bad %s frame: %s (logged once per kind)", self.label, label, detail)
         error = WireError(f"undecodable {label} frame: {detail}", errors.INVALID_MESSAGE)
+        if kind == CancelInvocation.TYPE:
+            invocation_id = None  # the call that it names goes on, and gets its one answer later
         call = self._running(invocation_id) if invocation_id is not None and kind != "invokefunction" else None
         if call is not None:
             call.fail(error)

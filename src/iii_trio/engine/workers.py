@@ -165,7 +165,7 @@ class Workers:
             finish(NO_SUCCESS)
             return
         holder = self._names.get(key)
-        if holder is None or holder is peer:
+        if holder is None or holder is peer or holder.leaving:
             if peer.lease is not None and peer.lease != key and self._names.get(peer.lease) is peer:
                 del self._names[peer.lease]
             self._names[key] = peer

@@ -88,7 +88,7 @@ class ChildStatistics:
     failures: int
     """How often it ended by itself with a status other than 0."""
     reloads: int
-    """How often a change of its source ended it or cut short its wait."""
+    """How often a change of its source, or of how to connect, ended it or cut short its wait."""
     last_status: int | None
     """How it last ended by itself: an exit status, or minus the number of a signal. None if it never did."""
     lines: int
@@ -286,6 +286,16 @@ class Children:
         """What every child is doing now."""
         return ChildrenStatistics(tuple(child.statistics() for child in self._children))
 
+    def move(self, env: Mapping[str, str]) -> None:
+        """Give the scripts another `env`: those that have not finished are started again in it, if it is another one."""
+        if env == self.env:
+            return
+        self.env = env
+        for child in self._children:
+            if child.state != "finished":
+                _logger.info("%s has to connect in another way", child.script.name)
+                child.turn.cancel()
+
     async def run(self, *, task_status: trio.TaskStatus["Children"] = trio.TASK_STATUS_IGNORED) -> None:
         """Run all scripts, each started again when it fails: after 0.5 s, then after twice the wait before, up to 30 s.
 
@@ -314,7 +324,7 @@ class Children:
                 if child.turn.cancelled_caught:
                     child.reloads += 1
                     backoff.reset()
-                    _logger.info("%s changed and starts again", child.script.name)
+                    _logger.info("%s starts again", child.script.name)
         finally:
             if child.state != "finished":
                 child.state = "stopped"

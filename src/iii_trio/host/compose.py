@@ -244,6 +244,7 @@ async def serve(
                     resolved, running.child_environment(), ScriptLog().line, reload, stop_grace_s=running.ending_s
                 )
                 await children.start(service.run, name="children")
+                running.worker_ports.on_change = lambda: service.move(running.child_environment())
             on_ready(running)
             up = True
             await asked.wait()

@@ -1,6 +1,7 @@
 """The worker ports: opened last, and opened anew when their settings change (spec/pubsub-cron-config-cli.md §7.7)."""
 
 import logging
+from collections.abc import Callable
 from ipaddress import ip_address
 
 import trio
@@ -28,13 +29,17 @@ class OpenPort:
 
 @define(eq=False)
 class Ports:
-    """All worker ports, the main one first. `closing_s`: how long (s) sockets get to close when a port is opened anew."""
+    """All worker ports, the main one first. `closing_s`: how long (s) sockets get to close when a port is opened anew.
+
+    `on_change` is called when one of them has become another one.
+    """
 
     core: Engine
     nursery: trio.Nursery
     engine_token: str | None
     closing_s: float
     open: list[OpenPort] = field(factory=list)
+    on_change: Callable[[], None] = lambda: None
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -85,6 +90,7 @@ class Ports:
             self.open[index] = now
         now.declared = new
         log.info("worker port: %s changed", ", ".join(changes))
+        self.on_change()
 
     async def _start(self, worker_port: WorkerPort, declared: WorkerManagerSettings) -> OpenPort:
         listener = worker_port.listener(self.core)

@@ -92,12 +92,6 @@ async def late(request: dict[str, Any]) -> None:
 TASKS: list[Any] = []
 
 
-async def breaks(request: dict[str, Any]) -> None:
-    """Fails in the middle of its body."""
-    await request["response"].write(b"half")
-    raise RuntimeError("no more of it")
-
-
 async def dies(request: dict[str, Any]) -> None:
     """Its process ends in the middle of its body."""
     await request["response"].write(b"half")
@@ -124,7 +118,6 @@ route("GET", "py/download", download)
 route("POST", "py/events", events)
 route("GET", "py/accepted", accepted)
 route("GET", "py/late", late)
-route("GET", "py/breaks", breaks)
 route("GET", "py/dies", dies)
 route("GET", "py/denied", inspect, middleware_function_ids=["py::allow", "py::deny"])
 threading.Event().wait()

@@ -247,6 +247,19 @@ async def test_bad_frames_are_answered_where_they_name_a_call(autojump_clock: Mo
     assert (await caller.ask("a::g"))["error"]["code"] == "function_not_found"
 
 
+async def test_a_bad_cancel_does_not_answer_the_call_that_it_names(autojump_clock: MockClock, port: RawPort) -> None:
+    executor, caller = await pair(port, "a::f")
+    call = caller.call("a::f")
+    got = await executor.next("invokefunction")
+    cancel = b'{"type":"cancelinvocation","invocation_id":"%s","reason":5}'
+    caller.send_text(cancel % call.encode())
+    assert (await caller.next("error"))["error"]["code"] == "invalid_message"
+    executor.send_text(cancel % got["invocation_id"].encode())
+    assert (await executor.next("error"))["error"]["code"] == "invalid_message"
+    executor.answer(got, result="the one answer")
+    assert (await caller.next("invocationresult"))["result"] == "the one answer"
+
+
 @pytest.mark.parametrize("data", ["[" * 200 + "]" * 200, '"\\ud800"'])
 async def test_what_would_break_the_next_peer_is_refused_here(
     autojump_clock: MockClock, port: RawPort, data: str

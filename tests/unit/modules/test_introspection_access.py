@@ -105,6 +105,30 @@ async def test_registered_triggers_are_those_of_what_it_may_call_and_its_own() -
         assert (await here.ask("engine::registered-triggers::info", {"id": "open"}))["function"] is not None
 
 
+async def test_what_it_may_not_call_is_not_explained_to_it_either() -> None:
+    async with scene() as here:
+        here.secret.send({"type": "registerfunction", "id": "private::hook", "invocation": {"url": "https://u:p@x/"}})
+        here.secret.send({"type": "registerfunction", "id": "public::hook", "invocation": {"url": "https://u:p@x/"}})
+        abroad = await here.port.connect(name="abroad", namespace="eu")
+        abroad.register("private::h")
+        await here.secret.settled()
+        await abroad.settled()
+
+        async def told(function_id: str, **fields: str) -> str:
+            answer = await here.guest.ask("engine::functions::info", {"function_id": function_id, **fields})
+            return str(answer["error"]["message"])
+
+        assert await told("private::hook") == "Function 'private::hook' is not registered."
+        assert "was refused" in await told("public::hook"), "what it may call is"
+        hidden = "Function 'private::h' is not visible to this session."
+        assert await told("private::h") == hidden
+        assert await told("private::h", namespace="asia") == hidden, "and not in which namespaces it is"
+        assert "default" in await told("public::f", namespace="asia")
+        batch = {"function_ids": ["private::h", "private::hook"], "namespace": "asia"}
+        rows = (await here.ask("engine::functions::info", batch))["functions"]
+        assert [row["error"] for row in rows] == ["forbidden", "not_found"]
+
+
 async def test_a_session_without_a_grant_asks_in_vain() -> None:
     async with scene() as here:
         peer = here.core.workers.get(here.guest.worker_id)

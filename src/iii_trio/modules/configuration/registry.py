@@ -331,9 +331,8 @@ def _store(
     new = change.new
     if new is not None and not new.kept.absent:
         stored = on_disk
-        if (
-            on_disk is None or on_disk.kept != new.kept or rewrite
-        ):  # what else the owner says is no reason to touch a user's file
+        # what else the owner says is no reason to touch a user's file
+        if on_disk is None or rewrite or change.old is None or change.old.kept != new.kept:
             stored = evolve(new, schema=NULL, seed=ABSENT, remembered=ABSENT)
             files.write(stored)
     else:

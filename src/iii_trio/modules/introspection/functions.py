@@ -316,10 +316,7 @@ def _functions_info(core: Engine, call: Call, fields: Fields) -> Row:
     if single is not None and batch is not None:
         raise WireError("pass either `function_id` or `function_ids`, not both", INVALID_ARGUMENTS)
     if single is not None:
-        entry = _find(core, single, namespace)
-        if not sight.function(core, session, entry.namespace, entry.id):
-            raise WireError(f"Function '{single}' is not visible to this session.", errors.FORBIDDEN)
-        return rows.function_detail(core, entry)
+        return rows.function_detail(core, _find(core, session, single, namespace))
     if batch is None:
         raise WireError("missing field `function_id` (or `function_ids` for a batch)", INVALID_ARGUMENTS)
     if not isinstance(batch, list) or not batch or not all(isinstance(item, str) for item in batch):
@@ -332,24 +329,31 @@ def _functions_info(core: Engine, call: Call, fields: Fields) -> Row:
 
 def _detail_or_marker(core: Engine, session: Session | None, function_id: str, namespace: str | None) -> Row:
     try:
-        entry = _find(core, function_id, namespace)
-    except WireError:
-        return {"function_id": function_id, "error": "not_found"}
-    if not sight.function(core, session, entry.namespace, entry.id):
-        return {"function_id": function_id, "error": "forbidden"}
-    return rows.function_detail(core, entry)
+        return rows.function_detail(core, _find(core, session, function_id, namespace))
+    except WireError as error:
+        return {"function_id": function_id, "error": "forbidden" if error.code == errors.FORBIDDEN else "not_found"}
 
 
-def _find(core: Engine, function_id: str, namespace: str | None) -> FunctionEntry:
-    """A bare id: `default` first, else the one namespace that has it. A named namespace is strict."""
+def _find(core: Engine, session: Session | None, function_id: str, namespace: str | None) -> FunctionEntry:
+    """A bare id: `default` first, else the one namespace that has it. A named namespace is strict.
+
+    Raises `WireError`, `NOT_FOUND` or `FORBIDDEN`, which tells a session nothing of what it does not see.
+    """
+
+    def seen(space: str) -> bool:
+        return sight.function(core, session, space, function_id)
+
     spaces = core.functions.namespaces_of(function_id)
     space = namespace or (spaces[0] if len(spaces) == 1 else DEFAULT_NAMESPACE)
     entry = core.functions.get(space, function_id)
-    if entry is not None:
+    if entry is not None and seen(space):
         return entry
     if not spaces:
-        why = core.delegation.why_missing(space, function_id)
+        why = core.delegation.why_missing(space, function_id) if seen(space) else ""
         raise WireError(f"Function '{function_id}' is not registered.{why and f' {why}.'}", NOT_FOUND)
+    spaces = [one for one in spaces if seen(one)]
+    if entry is not None or not spaces:
+        raise WireError(f"Function '{function_id}' is not visible to this session.", errors.FORBIDDEN)
     text = (
         f"Function '{function_id}' is ambiguous: it is registered in namespace(s): {', '.join(spaces)}. "
         "Pass `namespace` to select one."
