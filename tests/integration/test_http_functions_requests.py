@@ -5,7 +5,9 @@ import ssl
 import uuid
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
+import httpcore
 import pytest
 import trio
 import trio.testing
@@ -398,6 +400,57 @@ async def test_a_connection_that_breaks_is_tried_again_and_an_error_is_not() -> 
         await lab.register("f", endpoint.url, method="GET")
         assert await lab.error("f") == ("http_error", "HTTP 404 Not Found")
         assert len(endpoint.requests) == 3
+
+
+# -- neighbours
+
+
+async def test_an_answer_in_many_small_chunks_leaves_others_their_turns() -> None:
+    async with engine_lab() as lab:
+        body = b"[" + b"1," * 5_000 + b"1]"
+        chunks = b"".join(b"1\r\n%c\r\n" % one for one in body) + b"0\r\n\r\n"
+        endpoint = await lab.endpoint(answering(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks))
+        await lab.register("f", endpoint.url)
+        steps: list[int] = []
+
+        async def watch() -> None:
+            seen = 0
+            while True:
+                held = lab.module.statistics().reading_bytes
+                steps.append(held - seen)
+                seen = held
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            assert len((await lab.ask("f"))["result"]) == 5_001
+            nursery.cancel_scope.cancel()
+        assert 1 <= max(steps) <= 10, "bytes, here chunks, between two turns of another task"
+
+
+async def test_interim_answers_without_end_leave_others_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    read = httpcore.TrioBackend.connect_tcp
+
+    async def connect(*args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        stream = await read(*args, **options)
+        plain = stream.read
+
+        async def recorded(max_bytes: int, timeout: float | None = None) -> bytes:
+            sizes.append(max_bytes)
+            return await plain(max_bytes, timeout)
+
+        stream.read = recorded  # type: ignore[method-assign]
+        return stream
+
+    monkeypatch.setattr(httpcore.TrioBackend, "connect_tcp", connect)
+    async with engine_lab() as lab:
+        interim = b"HTTP/1.1 103 Early Hints\r\n\r\n" * 5_000
+        endpoint = await lab.endpoint(answering(interim + JSON_OK))
+        await lab.register("f", endpoint.url)
+        assert (await lab.ask("f"))["result"] == {"ok": True}
+        assert sizes
+        assert max(sizes) <= transport.READ_BYTES <= 16_384, "what is parsed without a pause"
 
 
 # -- addresses

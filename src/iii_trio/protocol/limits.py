@@ -72,6 +72,8 @@ LOG_CHARS: Final = 16 * MIB
 LOG_MESSAGE_CHARS: Final = 32_768
 CHILD_LINE_CHARS: Final = 16_384
 HTTP_BODY: Final = 16 * MIB
+HTTP_FORM: Final = 256 * KIB
+HTTP_WAITING: Final = 1_024
 TELEMETRY_READ: Final = 256 * KIB
 HTTP_CALLS: Final = 4_096
 HTTP_HOST_RUNNING: Final = 100
@@ -122,6 +124,8 @@ HTTP_CALL_S: Final = 30.0
 HTTP_CONNECT_S: Final = 3.0
 HTTP_LOOKUP_S: Final = 5.0
 HTTP_IDLE_S: Final = 4.0
+HTTP_UNUSED_S: Final = 1.0
+HTTP_PATIENCE_S: Final = 5.0
 INVOCATION_S: Final = 3600.0
 DEADLINE_S: Final = 366 * 86_400.0
 DELIVERY_S: Final = 1800.0
@@ -208,9 +212,13 @@ TABLE: Final[tuple[Limit, ...]] = (
     ),
     Limit("WORKER_BINDINGS", WORKER_BINDINGS, "changes", "refused", "a slow trigger provider"),
     Limit("CONFIGURATION_ENTRIES", CONFIGURATION_ENTRIES, "entries", "refused", "each is a file and held in memory"),
-    Limit("CONFIGURATION_VALUE", CONFIGURATION_VALUE, "bytes", "refused", "settings are no data; schemas are bound too"),
+    Limit(
+        "CONFIGURATION_VALUE", CONFIGURATION_VALUE, "bytes", "refused", "settings are no data; schemas are bound too"
+    ),
     Limit("CONFIGURATION_HISTORY", CONFIGURATION_HISTORY, "values", "the oldest goes", "enough to find the way back"),
     Limit("TELEMETRY_READ", TELEMETRY_READ, "bytes", "counted, not read", "a frame of metrics is read on the loop"),
+    Limit("HTTP_FORM", HTTP_FORM, "bytes", "not parsed", "a form travels inside the call, files in base64"),
+    Limit("HTTP_WAITING", HTTP_WAITING, "requests", "503", "bursts", "http.concurrency_queue_limit"),
     Limit("HTTP_BODY", HTTP_BODY, "bytes", "413", "a request body is held in memory", "http.body_limit"),
     Limit("HTTP_CALLS", HTTP_CALLS, "calls", "`worker_overloaded`", "HTTP-invoked functions, all hosts together"),
     Limit("HTTP_HOST_RUNNING", HTTP_HOST_RUNNING, "calls", "the rest waits", "connections to one host"),
@@ -262,6 +270,8 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit("HTTP_CALL_S", HTTP_CALL_S, "s", "`http_request_failed`", "an endpoint that hangs", "invocation.timeout_ms"),
     Limit("HTTP_CONNECT_S", HTTP_CONNECT_S, "s", "the host's next address", "an address nobody answers at"),
     Limit("HTTP_LOOKUP_S", HTTP_LOOKUP_S, "s", "left to the calls", "a resolver that hangs while functions register"),
+    Limit("HTTP_UNUSED_S", HTTP_UNUSED_S, "s", "204", "a handler that returned nothing may come to write"),
+    Limit("HTTP_PATIENCE_S", HTTP_PATIENCE_S, "s", "cut off", "a stream whose writer or handler has failed"),
     Limit("HTTP_IDLE_S", HTTP_IDLE_S, "s", "closed", "less than the 5 s after which servers hang up"),
     Limit("INVOCATION_S", INVOCATION_S, "s", "`TIMEOUT`", "every call ends", "default_invocation_timeout_ms"),
     Limit("DEADLINE_S", DEADLINE_S, "s", "taken as this", "a caller's own `deadline_ms`"),

@@ -300,4 +300,4 @@ def test_nothing_is_stranded_whatever_happens(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.long
 def test_nothing_is_stranded_whatever_happens_for_long(caplog: pytest.LogCaptureFixture) -> None:
-    walk(ChaosMachine, examples=500, steps=80, caplog=caplog)
+    walk(ChaosMachine, examples=900, steps=80, caplog=caplog)

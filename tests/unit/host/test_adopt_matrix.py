@@ -156,6 +156,7 @@ async def adopted(said: Block, *, failing: type[Exception] | None = None) -> Asy
     registry = Registry(environ={}, wall_ms=lambda: 0)
     adoption = Adoption(registry)
     async with open_engine() as core, trio.open_nursery() as nursery, open_local(core, "user") as user:
+        user.injects = True  # as a connection does
         worker = adoption.read(said)
         bench = Bench(core, user, registry, adoption, worker)
 
@@ -253,6 +254,7 @@ async def test_a_value_that_is_stored_already_counts_from_the_start_unless_it_is
     ):
         registry = Registry(environ={}, wall_ms=lambda: 0)
         async with open_engine() as core, trio.open_nursery() as nursery, open_local(core, "user") as user:
+            user.injects = True  # as a connection does
             await nursery.start(ConfigurationModule(Live(ConfigurationSettings()), registry).run, core)
             said = {"id": "iii-state", "name": "", "description": "", "schema": {}, "initial_value": value}
             await user.invoke("configuration::register", Json.of(said))

@@ -53,6 +53,7 @@ async def configuration(
     registry = Registry(environ=variables, wall_ms=lambda: next(ticks))
     module = ConfigurationModule(Live(settings or ConfigurationSettings()), registry)
     async with running(module) as (core, user):
+        user.injects = True  # as a connection does
         yield Bench(core, user, registry, module, variables)
 
 
@@ -60,5 +61,6 @@ async def configuration(
 async def session(core: Engine, *grants: str) -> AsyncIterator[LocalPeer]:
     """A peer under access control that may call what `grants` say."""
     async with open_local(core, f"session-{uuid.uuid4().hex[:6]}") as peer:
+        peer.injects = True
         peer.session = Session(expose=tuple(ExposeFilter(pattern=Pattern.of(grant)) for grant in grants))
         yield peer

@@ -228,3 +228,22 @@ async def test_what_is_set_stands_on_the_disk_also_over_an_edit_that_was_refused
     await found.reconcile()
     await found.reset("x", "me")
     assert not (tmp_path / "x.yaml").exists()
+
+
+def files_below(directory: Path) -> set[Path]:
+    return {path for path in directory.rglob("*") if path.is_file()}
+
+
+async def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    found, _ = await registered(tmp_path)
+    await found.set("x", Json.of({"port": 1}), "me")
+    before = files_below(tmp_path)
+    with monkeypatch.context() as patching:
+        patching.setattr("os.fsync", full)
+        with pytest.raises(WireError, match="No space left"):
+            await found.set("x", Json.of({"port": 2}), "me")
+    assert files_below(tmp_path) == before
+    assert read_entry(tmp_path / "x.yaml").kept.decode() == value_of(found) == {"port": 1}

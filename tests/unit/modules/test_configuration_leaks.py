@@ -9,7 +9,7 @@ from configuration_harness import Bench, configuration, session
 from module_harness import ask, running
 
 from iii_trio.config import ConfigurationSettings, Live
-from iii_trio.engine import LocalPeer
+from iii_trio.engine import LocalPeer, open_local
 from iii_trio.modules.configuration import ConfigurationModule, EntryFiles, Registry
 from iii_trio.modules.configuration.secrets import MASK, masked
 from iii_trio.protocol.errors import WireError
@@ -124,12 +124,14 @@ async def restarted(bench_files: Path) -> tuple[Registry, ConfigurationModule]:
 async def test_secrets_stay_secret_until_their_owner_is_back(tmp_path: Path) -> None:
     registry, module = await restarted(tmp_path)
     async with running(module) as (core, user):
+        user.injects = True
         await Bench(core, user, registry, module, {}).register(schema=MARKED)
         await ask(user, "configuration::set", {"id": "x", "value": {"pin": SECRET, "note": "n"}})
     (tmp_path / "hand.yaml").write_text(f"id: hand\nvalue: {{pin: {SECRET}}}\n")
     registry, module = await restarted(tmp_path)
     grants = ("configuration::register", "configuration::get", "configuration::history")
     async with running(module) as (core, user), session(core, *grants) as limited:
+        user.injects = True
         for raw in (True, False):
             assert SECRET not in json.dumps(await ask(limited, "configuration::get", {"id": "x", "raw": raw}))
             assert SECRET not in json.dumps(await ask(limited, "configuration::get", {"id": "hand", "raw": raw}))
@@ -138,3 +140,13 @@ async def test_secrets_stay_secret_until_their_owner_is_back(tmp_path: Path) -> 
         assert (await refused(limited, "register", described({}, id="hand"))).code == "FORBIDDEN"
         assert (await ask(limited, "configuration::register", described()))["value"] == {"pin": MASK, "note": "n"}
         assert (await ask(user, "configuration::get", {"id": "x"}))["value"] == {"pin": SECRET, "note": "n"}
+
+
+async def test_what_comes_by_a_trigger_or_a_queue_speaks_for_nobody() -> None:
+    async with configuration({"III_TOKEN": SECRET}) as bench, open_local(bench.core, "pubsub") as module:
+        await bench.register(schema=MARKED)
+        await bench.call("set", id="x", value={"pin": SECRET})
+        assert (await ask(module, "configuration::get", {"id": "x"}))["value"] == {"pin": MASK}
+        assert (await refused(module, "register", described({}))).code == "FORBIDDEN"
+        placing = {"id": "x", "value": {"note": "${III_TOKEN}"}}
+        assert (await refused(module, "set", placing)).code == "FORBIDDEN"

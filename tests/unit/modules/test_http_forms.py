@@ -10,6 +10,7 @@ from trio.testing import MockClock
 from iii_trio.modules.http import forms
 from iii_trio.modules.http.messages import BadRequest, Request
 from iii_trio.protocol import Json
+from iii_trio.protocol.limits import HTTP_FORM
 
 BOUNDARY = "multipart/form-data; boundary=XX"
 PARTS = (
@@ -56,7 +57,7 @@ def test_what_is_no_form(content_type: str, body: bytes, words: str) -> None:
 
 def test_only_small_forms_of_a_known_length_are_parsed() -> None:
     assert forms.is_small_form(request(BOUNDARY, PARTS))
-    assert not forms.is_small_form(request(BOUNDARY, b"x" * (forms.FORM_BYTES + 1)))
+    assert not forms.is_small_form(request(BOUNDARY, b"x" * (HTTP_FORM + 1)))
     assert not forms.is_small_form(request(BOUNDARY, b""))
     assert not forms.is_small_form(request("text/plain", b"x"))
     assert not forms.is_small_form(Request("POST", "/", "", {"content-type": BOUNDARY, "transfer-encoding": "chunked"}))

@@ -379,3 +379,36 @@ async def test_a_handler_may_go_on_for_a_while_after_its_response(autojump_clock
         assert trio.current_time() == 0
         await trio.sleep(40)
         assert story == ["cleaned up", "ended at 30"]
+
+
+@pytest.mark.parametrize("checkpoints", range(40))
+async def test_no_moment_of_cancellation_leaves_a_call_a_channel_or_a_slot(
+    checkpoints: int, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def handler(body: ChannelReader, response: ChannelWriter) -> Json:
+        async with response:
+            while data := await body.receive_some():
+                await response.send_all(data)
+        return NULL
+
+    async with open_house() as house:
+        streams(house, handler)
+        client, scope = house.client("POST", "/x", {"transfer-encoding": "chunked"}), trio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await client.run()
+
+        for part in (b"a", b"b", b"c"):
+            client.sends(part)
+        client.sends(b"", more=False)
+        nursery.start_soon(run)
+        for _ in range(checkpoints):
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+        await wait_all_tasks_blocked()
+        statistics = house.module.statistics().exchange
+        assert statistics is not None
+        assert (statistics.running, statistics.streaming) == (0, 0)
+        assert house.core.channels.statistics().open == 0
+        assert (house.core.statistics().running, trio.current_time()) == (0, 0)

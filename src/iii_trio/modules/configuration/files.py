@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -216,6 +217,8 @@ def _replace(path: Path, text: str) -> None:
         temporary.replace(path)
         _sync_directory(path.parent)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from None
 
 

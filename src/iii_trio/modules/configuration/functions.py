@@ -2,7 +2,7 @@
 
 Beyond the five functions of the reference there are `configuration::history` and `configuration::reset`, and `set` takes
 `expected` (compare and set) and `merge`. Secrets are masked in everything that goes to a session under access control
-without a grant of `configuration::secrets` (secrets.py); trusted connections see all.
+without a grant of `configuration::secrets` (secrets.py, veil.py); trusted connections see all.
 """
 
 import logging
@@ -171,7 +171,7 @@ class ConfigurationModule:
         )
         for part in (said.schema, said.initial, said.metadata):
             _check_depth(fields, part)
-        hides = not sees_secrets(core, call.origin)
+        hides = _hides(core, call)
         entry = await self.registry.register(said, _name(call), hides=hides)
         return Json.of({**entry.described(), "value": _shown(entry, entry.value.decode(), hides)})
 
@@ -181,7 +181,7 @@ class ConfigurationModule:
         entry_id, value = fields.text("id"), Json.of(fields.json("value"))
         expected = Json.of(fields.values["expected"]) if "expected" in fields.values else ABSENT
         _check_depth(fields, value)
-        hides = not sees_secrets(core, call.origin)
+        hides = _hides(core, call)
         old, new = await self.registry.set(
             entry_id,
             value,
@@ -195,7 +195,7 @@ class ConfigurationModule:
     def _do_get(self, core: Engine, call: Call, data: Json) -> Outcome:
         """`{"id", "raw"?}` → `{"id", "value"}`."""
         fields = call_fields(call, data)
-        entry, hides = self.registry.find(fields.text("id")), not sees_secrets(core, call.origin)
+        entry, hides = self.registry.find(fields.text("id")), _hides(core, call)
         raw = fields.flag("raw")
         value = entry.value.decode() if raw else value_read(entry, self.registry.environ, hidden=hides)
         return Outcome(Json.of({"id": entry.id, "value": _shown(entry, value, hides)}))
@@ -212,7 +212,7 @@ class ConfigurationModule:
     async def _do_history(self, core: Engine, call: Call, data: Json) -> Json:
         """`{"id"}` → `{"id", "values": [{"value", "at_ms", "by"}, …]}`, newest first; no value: it was taken back."""
         entry = self.registry.find(call_fields(call, data).text("id"))
-        hides = not sees_secrets(core, call.origin)
+        hides = _hides(core, call)
         values = []
         for past in await self.registry.history(entry.id):
             row: dict[str, Any] = {"at_ms": past.at_ms, "by": past.by}
@@ -223,7 +223,7 @@ class ConfigurationModule:
         """`{"id"}` → `{"old_value", "new_value"}`: the entry is again what its owner or the config file says."""
         entry_id = call_fields(call, data).text("id")
         old, new = await self.registry.reset(entry_id, _name(call))
-        return _change(old, new, not sees_secrets(core, call.origin))
+        return _change(old, new, _hides(core, call))
 
     # -- what happens by itself ---------------------------------------------------------------------------------------
 
@@ -291,6 +291,13 @@ def sees_secrets(core: Engine, peer: Peer) -> bool:
     """Whether a peer may see secrets: it is trusted, or its session has the grant."""
     session = peer.session
     return session is None or core.access.check(session, DEFAULT_NAMESPACE, RIGHT, None) is None
+
+
+def _hides(core: Engine, call: Call) -> bool:
+    """Whether secrets are hidden from who makes a call. What a trigger, a queue or a route calls speaks for nobody in
+    particular: whoever may publish, enqueue or send a request is behind it, so only a connection's own calls count.
+    """
+    return not (call.origin.injects and sees_secrets(core, call.origin))
 
 
 def _hidden_from(core: Engine, binding: Binding) -> bool:

@@ -25,7 +25,7 @@ from ...engine.peer import DEFAULT_NAMESPACE
 from ...engine.triggers import Binding
 from ...protocol import ABSENT, Json, JsonError, cancellation, errors
 from ...protocol.errors import WireError
-from ...protocol.limits import DEADLINE_S
+from ...protocol.limits import DEADLINE_S, HTTP_UNUSED_S
 from . import cors, openapi
 from .access_log import logged
 from .asgi import BodyTooLarge, Incoming, Receive, Scope, Send, connection_of, finish, write
@@ -58,8 +58,6 @@ RETRY_AFTER_S: Final = 1
 RETRY: Final[Headers] = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
 OVERLOADED: Final = frozenset({errors.WORKER_OVERLOADED, errors.TOO_MANY_CALLS})
 """Refusals by the engine itself that pass with time: 503 instead of 500."""
-UNUSED_S: Final = 1.0
-"""How long a handler that returned nothing may take to come and write its response."""
 
 
 @define(eq=False)
@@ -375,7 +373,7 @@ class Exchange:
         while decision.answer is None:
             unused = decision.waiting is Waiting.CHANNEL and not channels.response.expected
             if unused and patience == math.inf:
-                patience = trio.current_time() + (0 if self._cannot_write(binding) else UNUSED_S)
+                patience = trio.current_time() + (0 if self._cannot_write(binding) else HTTP_UNUSED_S)
             deadline = min(decision.deadline, patience) if unused else decision.deadline
             if trio.current_time() >= deadline:
                 decision.feed(Event.DEADLINE if deadline == decision.deadline else Event.UNUSED)

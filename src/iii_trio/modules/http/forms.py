@@ -13,19 +13,18 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from ...protocol import codec
+from ...protocol.limits import HTTP_FORM
 from .messages import BadRequest, Request
 
 URLENCODED: Final = "application/x-www-form-urlencoded"
 MULTIPART: Final = "multipart/form-data"
-FORM_BYTES: Final = 256 * 1024
-"""Largest form that is parsed: official workers of old take messages of 1 MiB, and base64 adds a third."""
 
 
 def is_small_form(request: Request) -> bool:
     """Whether the body is a form that `read_form` is meant for."""
     if request.media_type not in (URLENCODED, MULTIPART):
         return False
-    return request.length is not None and 0 < request.length <= FORM_BYTES
+    return request.length is not None and 0 < request.length <= HTTP_FORM
 
 
 def read_form(request: Request, body: bytes) -> bytes:

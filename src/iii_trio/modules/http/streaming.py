@@ -17,7 +17,7 @@ from ...engine.channels import Channel, EndState
 from ...engine.engine import Engine
 from ...engine.invocations import Outcome
 from ...protocol import Json, JsonError
-from ...protocol.limits import CHANNEL_CHUNK
+from ...protocol.limits import CHANNEL_CHUNK, HTTP_PATIENCE_S
 from ...transport.frames import Binary
 from .asgi import Incoming, Scope, Send, begin, connection_of
 from .decision import Event, ResponseDecision
@@ -25,8 +25,6 @@ from .messages import Headers
 
 BATCH_BYTES: Final = 256 * 1024
 """A stream's messages leave in one write up to this size."""
-PATIENCE_S: Final = 5.0
-"""How long a stream goes on when only one of channel and call has ended, and that not well."""
 GONE: Final = "the client has left"
 REFS: Final = (
     ',"request_body":{"channel_id":"%s","access_key":"%s","direction":"read"},'
@@ -239,7 +237,7 @@ async def relay(
         if ended is False and result is not None:
             return f"its writer was lost and the handler failed: {result.exception()}"
         if patience is None and (ended is False or (result is not None and not result.ok)):
-            patience = trio.current_time() + PATIENCE_S
+            patience = trio.current_time() + HTTP_PATIENCE_S
         limit = until if patience is None else min(until, patience)
         with trio.CancelScope(deadline=limit) as waiting:
             await response.wait()

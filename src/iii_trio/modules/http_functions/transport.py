@@ -25,6 +25,7 @@ from ...protocol.limits import (
     HTTP_HOST_WAITING,
     HTTP_IDLE_S,
     HTTP_RESPONSE_ALL,
+    KIB,
 )
 from . import addresses
 from .targets import Header
@@ -33,6 +34,8 @@ from .urls import Endpoint
 Key = tuple[str, str, int]
 
 MAX_CAUSES: Final = 8
+READ_BYTES: Final = 16 * KIB
+"""Read at once at most: as much as an endpoint can make us parse, of the smallest pieces, before others have a turn."""
 
 
 class Stopped(httpcore.ReadError):
@@ -63,7 +66,7 @@ class OneSend(httpcore.AsyncNetworkStream):
                 await self._stream.write(message, timeout)
             except httpcore.WriteError:
                 pass
-        return await self._stream.read(max_bytes, timeout)
+        return await self._stream.read(min(max_bytes, READ_BYTES), timeout)
 
     def stop(self) -> None:
         """Let the next `read` fail: the way out of an answer that is too large, through every layer that is reading it."""
@@ -264,6 +267,7 @@ async def read_answer(response: httpcore.Response, reading: Reading) -> Answer:
                 refusal = reading.refusal(size)
                 if refusal is not None:
                     stream.stop()
+            await trio.lowlevel.checkpoint()  # one read may hold thousands of chunks, and getting the next is none
     except Stopped:
         assert refusal is not None
     finally:
