@@ -442,3 +442,14 @@ async def test_workers_that_are_started_again_under_load_drop_no_call(tmp_path: 
             nursery.cancel_scope.cancel()
         assert bench.setting("queue", "adapter").config.max_attempts == 6
         assert sum(module.restarts for module in bench.running.statistics().modules) == 0
+
+
+async def test_a_certificate_that_is_not_there_refuses_the_file_as_a_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with engine(tmp_path, "workers: [{name: http, config: {port: 0, body_limit: 1000}}]") as bench:
+        tls = "{name: iii-worker-manager, config: {tls: {certificate: none.pem, key: none.pem}}}"
+        bench.rewrite(f"workers: [{{name: http, config: {{port: 0, body_limit: 2000}}}}, {tls}]")
+        await bench.heard.until(lambda: "cannot read 'none.pem'" in caplog.text)
+        assert "everything runs on as it was" in caplog.text
+        assert bench.setting("http", "body_limit") == 1000

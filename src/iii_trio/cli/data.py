@@ -136,4 +136,4 @@ def _plan(path: Path | None, data_dir: Path | None) -> tuple[Plan, EntryFiles | 
     except ConfigError as error:
         fail(str(error))
     directory = plan.entries_directory()
-    return plan, None if directory is None else EntryFiles(directory.absolute())
+    return plan, None if directory is None else EntryFiles(directory.absolute(), path)

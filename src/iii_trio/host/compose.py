@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -151,7 +152,7 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
         log.warning("%s", note)
     wanted = [WorkerPort.of(settings, config.token) for settings in plan.listeners]
     ending_s = config.shutdown_grace_ms / 1000 * ENDING_SHARE
-    registry = await _open_registry(plan)
+    registry = await _open_registry(plan, config.source)
     adoption = Adoption(registry)
     async with AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores())
@@ -189,10 +190,10 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
             await running.wait_closed()
 
 
-async def _open_registry(plan: Plan) -> Registry:
+async def _open_registry(plan: Plan, source: Path | None) -> Registry:
     """The configuration as it is stored: what the workers are made from. Raises `StoreError`."""
     directory = plan.entries_directory()
-    files = None if directory is None else EntryFiles(directory.absolute())
+    files = None if directory is None else EntryFiles(directory.absolute(), source)
     registry = Registry(files=files, wall_ms=lambda: time.time_ns() // 1_000_000)
     await registry.load()
     return registry

@@ -24,6 +24,7 @@ from ..config import (
 )
 from ..engine import Engine
 from ..protocol.errors import IIIError
+from .access import WorkerPort
 from .adopt import Adoption
 from .crew import CHECKS, MAKERS, Crew
 from .plan import Block, Overrides, Plan, make_plan
@@ -92,6 +93,8 @@ class Reload:
             for name, check in CHECKS.items():
                 if (block := plan.blocks.get(name)) is not None:
                     check(block.settings)
+            for settings in plan.listeners:
+                WorkerPort.of(settings, config.token)  # reads the certificates
         except IIIError as error:
             self._refused += 1
             log.error("the configuration is not taken over, everything runs on as it was: %s", error)

@@ -43,6 +43,9 @@ BACKLOG_HARD: Final = limits.WORKER_BACKLOG_HARD
 STACKTRACE_CHARS: Final = 16 * 1024
 """Of a stack trace, the last part is sent: it names where the error was raised."""
 
+EMPTY_RESPONSE: Final = HttpResponse(204)
+"""Said at once: to a null the engine listens for a second, for somebody may still write to the response's channel."""
+
 log = logging.getLogger("iii_trio.sdk")
 
 
@@ -237,6 +240,8 @@ class Handlers:
                     limiter=self._limits.threads,
                     thread_name=f"handler {function.id}",
                 )
+            if result is None and function.takes_request:
+                result = EMPTY_RESPONSE
             try:
                 return encode(result, self._converter)
             except Mismatch as error:

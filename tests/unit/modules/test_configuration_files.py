@@ -247,3 +247,14 @@ async def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypa
             await found.set("x", Json.of({"port": 2}), "me")
     assert files_below(tmp_path) == before
     assert read_entry(tmp_path / "x.yaml").kept.decode() == value_of(found) == {"port": 1}
+
+
+def test_the_config_file_among_the_entries_is_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory = tmp_path / "config"
+    directory.mkdir()
+    (directory / "config.yaml").write_text("workers: []\n")
+    (directory / "x.yaml").write_text("id: x\nvalue: 1\n")
+    files = EntryFiles(directory, Path("config/config.yaml"))
+    assert (set(files.load().entries), files.load().broken) == ({"x"}, {})
+    assert set(EntryFiles(directory).load().broken) == {directory / "config.yaml"}

@@ -41,6 +41,10 @@ async def test_results_and_their_absence(autojump_clock: MockClock) -> None:
     async def http(request: HttpRequest) -> HttpResponse:
         return HttpResponse(201, {"x-path": request.path}, {"id": request.path_params["id"], "got": request.body})
 
+    @worker.function("empty")
+    async def empty(request: HttpRequest) -> None:
+        return None
+
     async with fake_engine() as engine, worker.connect(open_stream=engine.open_stream):
         peer = await engine.peer()
         answer = await peer.ask("typed", {"id": 1, "_caller_worker_id": "w-1"})
@@ -56,6 +60,7 @@ async def test_results_and_their_absence(autojump_clock: MockClock) -> None:
             "headers": {"x-path": "/u/:id"},
             "body": {"id": "7", "got": [1]},
         }
+        assert (await peer.ask("empty", request))["result"]["status_code"] == 204
         assert (await peer.ask("unknown"))["error"] == {
             "code": "function_not_found",
             "message": "Function 'unknown' not found",

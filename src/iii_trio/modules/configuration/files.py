@@ -49,15 +49,20 @@ class Loaded:
 
 @define(eq=False)
 class EntryFiles:
-    """The directory. `paths` has the file of each entry; a hand-made one may be called anything that ends in `.yaml`."""
+    """The directory. `paths` has the file of each entry; a hand-made one may be called anything that ends in `.yaml`.
+
+    `config` is the engine's config file, which may lie in there and is no entry.
+    """
 
     directory: Path
+    config: Path | None = None
     paths: dict[str, Path] = field(factory=dict, init=False)
 
     def load(self) -> Loaded:
         """Read every file. A directory that is not there holds nothing. Raises `StoreError` if it cannot be listed."""
         try:
-            files = sorted(path for path in self.directory.iterdir() if path.suffix == SUFFIX and path.is_file())
+            found = [path for path in self.directory.iterdir() if path.suffix == SUFFIX and path.is_file()]
+            files = sorted(path for path in found if self.config is None or path != self.config.absolute())
         except FileNotFoundError:
             files = []
         except OSError as error:

@@ -267,7 +267,9 @@ async def read_answer(response: httpcore.Response, reading: Reading) -> Answer:
                 refusal = reading.refusal(size)
                 if refusal is not None:
                     stream.stop()
-            await trio.lowlevel.checkpoint()  # one read may hold thousands of chunks, and getting the next is none
+            # One read may hold thousands of chunks, and getting the next is no checkpoint. Shielded, for an exception here
+            # would leave httpcore's generators unfinished; a cancellation shows at the next read.
+            await trio.lowlevel.cancel_shielded_checkpoint()
     except Stopped:
         assert refusal is not None
     finally:
