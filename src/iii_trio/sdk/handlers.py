@@ -30,6 +30,7 @@ from .channels import arriving
 from .errors import INVALID_INPUT, SERIALIZATION_ERROR
 from .functions import Function
 from .invocation import CONNECTION_LOST, CURRENT, Invocation
+from .models import HttpResponse
 from .structuring import Mismatch, encode
 
 CONCURRENCY: Final = limits.WORKER_HANDLERS
