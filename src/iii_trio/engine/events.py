@@ -43,11 +43,13 @@ class FunctionsChanged:
 class TelemetryReceived:
     """A binary frame of telemetry came (spec/observability-introspection.md §1); `frame` has its 4-byte prefix.
 
-    `worker_id` is the worker whose own connection it came over; None for sockets that are no workers.
+    `worker_id` is the worker whose own connection it came over; None for sockets that are no workers. `guarded`: access
+    control admitted that socket, so it is not to be believed about workers that are not under access control.
     """
 
     worker_id: str | None
     frame: bytes
+    guarded: bool = False
 
 
 Event = WorkerConnected | WorkerUpdated | WorkerDisconnected | FunctionsChanged | TelemetryReceived

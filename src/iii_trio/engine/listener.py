@@ -289,7 +289,7 @@ class Listener:
         if not admitted:
             await trio.aclose_forcefully(stream)
         elif request.path == "/otel":
-            await self._serve_telemetry(stream, framing, rest)
+            await self._serve_telemetry(stream, framing, rest, guarded=session is not None)
         else:
             await self._serve_worker(stream, framing, rest, address, session)
         return None
@@ -360,10 +360,10 @@ class Listener:
             self.core.release(peer)
             self._forget(connection)
 
-    async def _serve_telemetry(self, stream: trio.abc.Stream, framing: Framing, rest: bytes) -> None:
+    async def _serve_telemetry(self, stream: trio.abc.Stream, framing: Framing, rest: bytes, *, guarded: bool) -> None:
         def on_binary(data: bytes) -> None:
             self._telemetry_frames += 1
-            self.core.events.emit(TelemetryReceived(None, data))
+            self.core.events.emit(TelemetryReceived(None, data, guarded))
             if self.telemetry is not None:
                 self.telemetry.frame(data)
 

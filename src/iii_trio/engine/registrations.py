@@ -6,9 +6,9 @@ Each function is one synchronous step: validate, change, then tell. Refusals go 
 import logging
 from typing import TYPE_CHECKING, Final
 
-from ..protocol import codec, errors
+from ..protocol import ABSENT, Json, codec, errors
 from ..protocol.errors import TriggerRejected, WireError
-from ..protocol.limits import BINDINGS_PER_PEER, FUNCTIONS_PER_PEER, TYPES_PER_PEER
+from ..protocol.limits import BINDINGS_PER_PEER, FUNCTIONS_PER_PEER, REGISTERED_BYTES, TYPES_PER_PEER
 from ..protocol.messages import (
     ErrorBody,
     Message,
@@ -74,10 +74,10 @@ def register_function(peer: "RemotePeer", message: RegisterFunction, exposed_id:
         id=message.id,
         namespace=peer.namespace,
         owner=peer,
-        description=message.description,
-        metadata=message.metadata,
-        request_format=message.request_format,
-        response_format=message.response_format,
+        description=_shown_text(message.description),
+        metadata=_shown(peer, message.id, "metadata", message.metadata),
+        request_format=_shown(peer, message.id, "request_format", message.request_format),
+        response_format=_shown(peer, message.id, "response_format", message.response_format),
         exposed_id=exposed_id,
         invocation=message.invocation,
     )
@@ -104,6 +104,20 @@ def register_function(peer: "RemotePeer", message: RegisterFunction, exposed_id:
             core.retire(incumbent.owner, 1012, "silent while its function was claimed")
 
     core.probe(incumbent.owner, answered)
+
+
+def _shown(peer: "RemotePeer", what: str, field: str, value: Json) -> Json:
+    """Something that listings repeat to everybody, or nothing if it is too large for that."""
+    if len(value.raw) <= REGISTERED_BYTES:
+        return value
+    text = f"`{field}` of {what!r} has {len(value.raw)} bytes and is left out: {REGISTERED_BYTES} are the most"
+    log.warning("worker %s: %s", peer.label, errors.shorten(text))
+    peer.complain(WireError(text, errors.PAYLOAD_TOO_LARGE))
+    return ABSENT
+
+
+def _shown_text(text: str | None) -> str | None:
+    return text if text is None else text[:REGISTERED_BYTES]
 
 
 def reject_function(peer: "RemotePeer", exposed_id: str, owner_id: str) -> None:
@@ -205,9 +219,9 @@ def register_trigger_type(peer: "RemotePeer", message: RegisterTriggerType, expo
             namespace=namespace,
             owner=peer,
             provider=WorkerProvider(peer, exposed_id or message.id, namespace),
-            description=message.description,
-            config_format=message.trigger_request_format,
-            call_format=message.call_request_format,
+            description=_shown_text(message.description) or "",
+            config_format=_shown(peer, message.id, "trigger_request_format", message.trigger_request_format),
+            call_format=_shown(peer, message.id, "call_request_format", message.call_request_format),
         )
     )
 

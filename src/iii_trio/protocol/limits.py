@@ -36,6 +36,7 @@ PARKED_BYTES: Final = 16 * MIB
 CALLS_PER_PEER: Final = 100_000
 ENQUEUES_PER_PEER: Final = 10_000
 FUNCTIONS_PER_PEER: Final = 100_000
+REGISTERED_BYTES: Final = 256 * 1024
 TYPES_PER_PEER: Final = 1_000
 BINDINGS_PER_PEER: Final = 100_000
 PENDING_SOCKETS: Final = 1_024
@@ -166,6 +167,7 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit("PARKED_BYTES", PARKED_BYTES, "bytes", "the socket is not read", "registrations before a namespace"),
     Limit("CALLS_PER_PEER", CALLS_PER_PEER, "calls", "`too_many_calls`", "waited for or not, none may fill the tables"),
     Limit("ENQUEUES_PER_PEER", ENQUEUES_PER_PEER, "enqueues", "`too_many_calls`", "they wait for one store together"),
+    Limit("REGISTERED_BYTES", REGISTERED_BYTES, "bytes", "left out, with an error", "listings repeat it to everybody"),
     Limit("FUNCTIONS_PER_PEER", FUNCTIONS_PER_PEER, "functions", "refused with an error", "one worker's footprint"),
     Limit("TYPES_PER_PEER", TYPES_PER_PEER, "trigger types", "refused with an error", "one worker's footprint"),
     Limit(

@@ -11,6 +11,8 @@ from module_harness import ask, running
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iii_trio.engine import Engine, LocalPeer
+from iii_trio.engine.access import ExposeFilter, Pattern
+from iii_trio.engine.sessions import Rules
 from iii_trio.modules.introspection import IntrospectionModule
 from iii_trio.protocol.limits import TELEMETRY_READ
 from iii_trio.testing.raw import RawPort, RawWorker, open_port
@@ -173,3 +175,19 @@ async def test_what_a_worker_reported_goes_with_it(autojump_clock: MockClock) ->
         statistics = module.statistics().telemetry
         assert statistics is not None
         assert statistics.workers == 0
+
+
+async def test_a_guarded_telemetry_socket_does_not_speak_for_trusted_workers(autojump_clock: MockClock) -> None:
+    """Whoever is admitted there may name any worker; it is believed about workers under access control alone."""
+    async with engine() as (core, user, port):
+        trusted = await port.connect(name="trusted")
+        expose = (ExposeFilter(pattern=Pattern.of("engine::*")),)
+        guarded_port = RawPort(core, port.nursery, Rules(token="sesame", expose=expose))
+        headers = {"authorization": "Bearer sesame"}
+        guest = await guarded_port.greeted(await guarded_port.open(headers=headers), name="guest")
+        await guest.settled()
+        socket = await guarded_port.open("/otel", headers=headers)
+        for worker in (trusted, guest):
+            await send(socket, metrics(gauge("cpu.percent", worker.worker_id, asDouble=99.0)))
+        assert await latest(user, trusted) is None
+        assert (await latest(user, guest))["cpu_percent"] == 99.0

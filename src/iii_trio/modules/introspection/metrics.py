@@ -62,7 +62,7 @@ class Telemetry:
     """Counts the frames of all connections and keeps the newest gauges of connected workers.
 
     A worker's own connection speaks for that worker alone; a telemetry socket, which has no worker id of its own, for
-    the worker that it names.
+    the worker that it names, under access control only if that worker is too.
     """
 
     core: Engine
@@ -76,11 +76,12 @@ class Telemetry:
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, TelemetryReceived):
-            self._on_frame(event.worker_id, event.frame)
+            self._on_frame(event)
         elif isinstance(event, WorkerDisconnected):
             self._gauges.pop(event.worker_id, None)
 
-    def _on_frame(self, sender: str | None, frame: bytes) -> None:
+    def _on_frame(self, event: TelemetryReceived) -> None:
+        sender, frame = event.worker_id, event.frame
         kind = KINDS.get(frame[:4], "others")
         self._frames[kind] += 1
         if kind != "metrics":
@@ -97,9 +98,12 @@ class Telemetry:
         now, now_ms = self.core.clock.now(), self.core.clock.wall_ms()
         for name, worker_id, value in _gauges_in(document):
             worker = worker_id or sender
-            if worker is None or sender not in (None, worker) or self.core.workers.get(worker) is None:
-                continue
-            self._gauges.setdefault(worker, {})[name] = _Reading(value, now, now_ms)
+            if worker is not None and sender in (None, worker) and self._may_tell(event, worker):
+                self._gauges.setdefault(worker, {})[name] = _Reading(value, now, now_ms)
+
+    def _may_tell(self, event: TelemetryReceived, worker_id: str) -> bool:
+        peer = self.core.workers.get(worker_id)
+        return peer is not None and (peer.session is not None or not event.guarded)
 
     def latest(self, worker_id: str) -> dict[str, Any] | None:
         """`latest_metrics` of a worker, without its `runtime`: None when it reported nothing in the last two minutes."""
