@@ -89,6 +89,8 @@ def _hand_over(core: "Engine", call: Call, data: Json) -> None:
     if entry is None:
         call.fail(WireError(not_found_text(function_id, namespace), FUNCTION_NOT_FOUND))
         return
+    if entry.replicas is not None:
+        entry = entry.replicas.choose()
     call.executor.running.pop(call.wire_id, None)
     call.function, call.executor = entry, entry.executor
     while call.wire_id in call.executor.running:
