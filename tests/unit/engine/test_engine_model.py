@@ -263,7 +263,8 @@ class CoreMachine(RuleBasedStateMachine):
         self.n += 1
         call_id = None if void else str(uuid.uuid4())
         mine = [n for n, (what, of) in enumerate(node.backlog) if what in ("register", "unregister") and of == function]
-        argument = (self.n, node, call_id, function, seconds)
+        deadline = self.core.clock.now() + (DEFAULT if seconds is None else seconds)
+        argument = (self.n, node, call_id, function, deadline)
         self._spoke(node)
         if mine:
             node.backlog.insert(mine[-1] + 1, ("call", argument))
@@ -279,11 +280,10 @@ class CoreMachine(RuleBasedStateMachine):
         node.worker.send(frame)
         self._settle()
 
-    def _start(self, n: int, node: Node, call_id: str | None, function: str, seconds: int | None) -> None:
+    def _start(self, n: int, node: Node, call_id: str | None, function: str, deadline: float) -> None:
         if function in self.claims or function == "m::later":
             executor = self.claims[function][0] if function in self.claims else None
-            after = DEFAULT if seconds is None else seconds
-            self.jobs.append(Job(n, node, call_id, executor, self.core.clock.now() + after))
+            self.jobs.append(Job(n, node, call_id, executor, deadline))
         elif call_id is not None:
             self._owe(node, call_id)
 
@@ -367,10 +367,9 @@ class CoreMachine(RuleBasedStateMachine):
             for job in list(self.jobs):
                 if job.state is State.TOMBSTONE and job.tomb_until < now:
                     self.jobs.remove(job)
-                elif job.state is State.RUNNING and job.deadline < now:
-                    self._bury(job)
-                    if job.call_id is not None:
-                        self._owe(job.caller, job.call_id)
+            self._expire(now)
+            for node in self.nodes:
+                self._expire_waiting(node, min(now, node.grace_until))
             timers = [(node.grace_order, node, self._open) for node in self.nodes if node.grace_until < now]
             timers += [(node.probe_order, node, self._silent) for node in self.nodes if node.probe_until is not None]
             for _, node, act in sorted(timers, key=lambda timer: timer[0]):
@@ -378,7 +377,24 @@ class CoreMachine(RuleBasedStateMachine):
                     self._open(node)
                 elif act == self._silent and node.probe_until is not None and node.probe_until < now:
                     self._silent(node)
+            self._expire(now)  # what was made in this step with no time left
             self._settle()
+
+    def _expire(self, now: float) -> None:
+        for job in list(self.jobs):
+            if job.state is State.RUNNING and job.deadline < now:
+                self._bury(job)
+                if job.call_id is not None:
+                    self._owe(job.caller, job.call_id)
+
+    def _expire_waiting(self, node: Node, now: float) -> None:
+        """Calls that waited for a registration for as long as they may: they are never made."""
+        for entry in [entry for entry in node.backlog if entry[0] == "call"]:
+            _, _, call_id, _, deadline = entry[1]
+            if deadline < now:
+                node.backlog.remove(entry)
+                if call_id is not None:
+                    self._owe(node, call_id)
 
     # -- what the model makes of it -----------------------------------------------------------------------------------
 
