@@ -28,6 +28,7 @@ LANES = 8
 """Enqueues at once; each lane is a group of the fifo queue, where every other message of the lane goes."""
 
 SETTLE_S = 10.0
+"""Without a message handled for so long, what is left counts as stuck; a long group takes its time, one by one."""
 ROUNDS_S = 160.0
 ENGINE = (sys.executable, "-m", "iii_trio")
 SOON = Reconnect(first_s=0.02, limit_s=0.1)
@@ -198,9 +199,12 @@ async def run_rounds(
                     enough.set()
                     await produced.wait()
                     async with open_client(engine.url, name="auditor") as auditor:
-                        with trio.move_on_after(SETTLE_S):
+                        with trio.move_on_after(SETTLE_S) as patience:
                             while ledger.missing or await depth(auditor):
+                                before = len(ledger.handled)
                                 await ledger.news()
+                                if len(ledger.handled) > before:
+                                    patience.deadline = trio.current_time() + SETTLE_S
                         ledger.left_in_queue = await depth(auditor)
                     nursery.cancel_scope.cancel()
     return ledger
