@@ -84,7 +84,7 @@ async def test_a_handshake_that_never_ends_is_ended(begun: bytes) -> None:
 
 
 async def test_handshakes_that_never_end_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iii_trio.engine.listener.PENDING_SOCKETS", 3)
+    monkeypatch.setattr("iii_trio.transport.waiting_room.PENDING_SOCKETS", 3)
     async with listening() as (_, listener, nursery):
         idle = [await trio.open_tcp_stream(*listener.addresses[0]) for _ in range(5)]
         with trio.fail_after(5):

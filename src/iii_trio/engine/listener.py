@@ -10,18 +10,16 @@ import logging
 import socket
 import ssl
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import trio
 from attrs import define, field, frozen
 
 from ..protocol import codec
 from ..protocol.errors import ConfigError, WireError
-from ..protocol.limits import ACCEPT_PAUSE_S, HANDSHAKE_S, LATE_WAKEUP_S, PEER_MESSAGE_DEFAULT, PEERS, PENDING_SOCKETS
+from ..protocol.limits import ACCEPT_PAUSE_S, HANDSHAKE_S, LATE_WAKEUP_S, PEER_MESSAGE_DEFAULT, PEERS
 from ..protocol.messages import Error, ErrorBody
-from ..transport import Connection, Framing, HandshakeError, Oversize, Refusal, Request, accept
+from ..transport import Connection, Framing, HandshakeError, Oversize, Refusal, Request, WaitingRoom, accept
 from . import channel_sockets
 from .access import Session
 from .channel_sockets import Attach
@@ -40,13 +38,6 @@ FAULTS: Final = frozenset((1002, 1007, 1009, 1013))
 STOPPING: Final = "the engine is stopping"
 FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """What `accept` fails with when the process or the machine has no room for one more socket."""
-
-
-class Telemetry(Protocol):
-    """Where binary telemetry frames go (spec/protocol.md §1); the default counts them."""
-
-    def frame(self, data: bytes) -> None:
-        """One binary frame of a telemetry socket."""
 
 
 @frozen
@@ -122,9 +113,8 @@ class Listener:
     handshake_timeout_s: float = HANDSHAKE_S
     rules: Rules = EVERYBODY
     tls: ssl.SSLContext | None = None
-    telemetry: Telemetry | None = None
     addresses: tuple[tuple[str, int], ...] = field(default=(), init=False)
-    _handshakes: dict[trio.CancelScope, None] = field(factory=dict, init=False)
+    _waiting_room: WaitingRoom = field(factory=WaitingRoom, init=False)
     _connections: dict[Connection, RemotePeer | None] = field(factory=dict, init=False)
     _channel_ends: dict[Connection, None] = field(factory=dict, init=False)
     _refused: int = field(default=0, init=False)
@@ -210,7 +200,7 @@ class Listener:
         try:
             if self._closing:
                 return
-            with self._waiting_room():
+            with self._waiting_room.enter():
                 try:
                     upgraded = await accept(stream, deadline_s=self.handshake_timeout_s, route=self._route)
                 except HandshakeError as error:
@@ -219,23 +209,6 @@ class Listener:
                 await self.serve(stream, *upgraded)
         finally:
             await trio.aclose_forcefully(stream)
-
-    @contextmanager
-    def _waiting_room(self) -> Iterator[None]:
-        """The time in which a socket is no connection yet. When too many are in there, the oldest is cancelled.
-
-        A worker needs a millisecond for its handshake: who has been at it the longest is none.
-        """
-        if len(self._handshakes) >= PENDING_SOCKETS:
-            oldest = next(iter(self._handshakes))
-            del self._handshakes[oldest]
-            oldest.cancel()
-        with trio.CancelScope() as scope:
-            self._handshakes[scope] = None
-            try:
-                yield
-            finally:
-                self._handshakes.pop(scope, None)
 
     def _route(self, request: Request) -> Refusal | None:
         """The decision before the upgrade (spec/protocol.md §1); on `/` and `/otel` everybody gets that far."""
@@ -272,7 +245,7 @@ class Listener:
         if isinstance(asked, Attach):
             return await self._serve_channel(stream, framing, rest, asked)
         session, address, admitted = None, _address(stream), False
-        with self._waiting_room():
+        with self._waiting_room.enter():
             refusal, text = self._refusal(request.path), b""
             if refusal is None:
                 try:
@@ -297,7 +270,7 @@ class Listener:
     async def _serve_channel(self, stream: trio.abc.Stream, framing: Framing, rest: bytes, asked: Attach) -> None:
         refusal = self._refusal(channel_sockets.PATH)
         if refusal is not None:
-            with self._waiting_room():
+            with self._waiting_room.enter():
                 await self._turn_away(stream, framing, *refusal, b"")
             return
         end = channel_sockets.make_end(self.core.channels, asked, stream, framing)
@@ -364,8 +337,6 @@ class Listener:
         def on_binary(data: bytes) -> None:
             self._telemetry_frames += 1
             self.core.events.emit(TelemetryReceived(None, data, guarded))
-            if self.telemetry is not None:
-                self.telemetry.frame(data)
 
         def oversize(_report: Oversize) -> None:
             connection.close(1009, "telemetry frame above the limit")
@@ -391,7 +362,7 @@ class Listener:
     def statistics(self) -> ListenerStatistics:
         """A frozen picture of the port."""
         return ListenerStatistics(
-            handshakes=len(self._handshakes),
+            handshakes=len(self._waiting_room),
             connections=len(self._connections),
             channel_ends=len(self._channel_ends),
             refused=self._refused,
@@ -432,4 +403,4 @@ def _shown(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-__all__ = ["Listener", "ListenerStatistics", "Telemetry", "bind"]
+__all__ = ["Listener", "ListenerStatistics", "bind"]

@@ -7,6 +7,7 @@ from iii_trio.transport.connection import Closed, Connection, ConnectionStatisti
 from iii_trio.transport.frames import CloseCode, Framing, Oversize
 from iii_trio.transport.handshake import HandshakeError, Refusal, Request, accept, connect
 from iii_trio.transport.outbox import Outbox, OutboxStatistics
+from iii_trio.transport.waiting_room import WaitingRoom
 
 __all__ = [
     "CloseCode",
@@ -20,6 +21,7 @@ __all__ = [
     "Oversize",
     "Refusal",
     "Request",
+    "WaitingRoom",
     "accept",
     "connect",
     "one_batch",

@@ -192,7 +192,7 @@ async def test_a_port_that_closes_during_the_verdict_says_come_back(autojump_clo
 async def test_sockets_that_wait_for_a_verdict_are_bounded(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iii_trio.engine.listener.PENDING_SOCKETS", 3)
+    monkeypatch.setattr("iii_trio.transport.waiting_room.PENDING_SOCKETS", 3)
     async with open_lab(ASKS) as lab:
         auth = await lab.trusted.connect(name="silent")
         auth.register(AUTH)

@@ -7,8 +7,7 @@ port ─ accept loops
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -19,8 +18,8 @@ from ...config import Live, StreamSettings
 from ...engine import Engine, Firing, LocalPeer
 from ...engine.sessions import query_params
 from ...protocol import NULL, Json
-from ...protocol.limits import LATE_WAKEUP_S, PENDING_SOCKETS, STREAM_MESSAGE, STREAM_OUTBOX, STREAM_SOCKETS
-from ...transport import Connection, Framing, HandshakeError, Outbox, Refusal, Request, accept
+from ...protocol.limits import LATE_WAKEUP_S, STREAM_MESSAGE, STREAM_OUTBOX, STREAM_SOCKETS
+from ...transport import Connection, Framing, HandshakeError, Outbox, Refusal, Request, WaitingRoom, accept
 from .sessions import Session, ask_auth, read_path
 from .subscribers import Hub
 from .triggers import Watches
@@ -55,7 +54,7 @@ class Sockets:
     watches: Watches
     settings: Live[StreamSettings]
     _open: dict[Connection, None] = field(factory=dict, init=False)
-    _handshakes: dict[trio.CancelScope, None] = field(factory=dict, init=False)
+    _waiting_room: WaitingRoom = field(factory=WaitingRoom, init=False)
     _refused: int = field(default=0, init=False)
     _start_accepting: Callable[..., Awaitable[trio.CancelScope]] | None = field(default=None, init=False)
     _accepting: trio.CancelScope | None = field(default=None, init=False)
@@ -126,7 +125,7 @@ class Sockets:
         contexts: list[Json] = []
         admitted = None
         try:
-            with self._waiting_room():
+            with self._waiting_room.enter():
                 try:
                     admitted = await accept(
                         stream,
@@ -144,20 +143,6 @@ class Sockets:
             log.error("a stream subscriber's connection failed (incident %s)", incident, exc_info=error)
         finally:
             await trio.aclose_forcefully(stream)
-
-    @contextmanager
-    def _waiting_room(self) -> Iterator[None]:
-        """The time of a handshake. When too many are in there, the oldest is cancelled."""
-        if len(self._handshakes) >= PENDING_SOCKETS:
-            oldest = next(iter(self._handshakes))
-            del self._handshakes[oldest]
-            oldest.cancel()
-        with trio.CancelScope() as scope:
-            self._handshakes[scope] = None
-            try:
-                yield
-            finally:
-                self._handshakes.pop(scope, None)
 
     def _route(self, request: Request) -> Refusal | None:
         """Every path is served; an engine that stops takes nobody in, and pages of other origins may be kept out."""
@@ -227,7 +212,7 @@ class Sockets:
 
     def statistics(self) -> SocketStatistics:
         """A frozen picture of the port."""
-        return SocketStatistics(len(self._handshakes), len(self._open), self._refused)
+        return SocketStatistics(len(self._waiting_room), len(self._open), self._refused)
 
 
 def _may_come(request: Request, allowed: Sequence[str]) -> bool:
