@@ -12,7 +12,7 @@ from engine_sync import SyncCore
 from trio.testing import MockClock
 
 from iii_trio.engine import Engine, EngineState, Listener
-from iii_trio.engine.events import FunctionsChanged, WorkerConnected, WorkerDisconnected
+from iii_trio.engine.events import Event, FunctionsChanged, TelemetryReceived, WorkerConnected, WorkerDisconnected
 from iii_trio.engine.remote import _HANDLERS
 from iii_trio.protocol.limits import DEAD_AFTER_S, PING_AFTER_S
 from iii_trio.testing.raw import RawPort, RawWorker, open_port
@@ -175,14 +175,16 @@ class Sink:
 
     frames: list[bytes] = field(factory=list)
 
-    def frame(self, data: bytes) -> None:
-        if data == b"OTLPfail":
-            raise RuntimeError("a bug in the sink")
-        self.frames.append(data)
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, TelemetryReceived):
+            if event.frame == b"OTLPfail":
+                raise RuntimeError("a bug in the sink")
+            self.frames.append(event.frame)
 
 
 async def test_a_telemetry_socket_is_no_worker(autojump_clock: MockClock, core: Engine, port: RawPort) -> None:
-    sink = port.listener.telemetry = Sink()
+    sink = Sink()
+    core.events.tap(sink)
     client = await raw(port, "/otel")
     port.nursery.start_soon(client.run, lambda _texts: None)
     for frame in (b"OTLP{}", b"MTRC{}", b"LOGS{}"):
@@ -196,9 +198,9 @@ async def test_a_telemetry_socket_is_no_worker(autojump_clock: MockClock, core: 
 
 
 async def test_a_bug_behind_telemetry_costs_that_socket_alone(
-    autojump_clock: MockClock, port: RawPort, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock, core: Engine, port: RawPort, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port.listener.telemetry = Sink()
+    core.events.tap(Sink())
     neighbour = await port.connect(name="neighbour")
     client = await raw(port, "/otel")
     closed: list[Closed] = []
