@@ -23,6 +23,7 @@ from attrs import frozen
 from click.testing import CliRunner, Result
 
 from iii_trio import Client, InvocationError, Worker, open_client
+from iii_trio.cli.ask import Call, Target, hear
 from iii_trio.cli.main import cli
 from iii_trio.config import parse_config
 from iii_trio.host.compose import open_host
@@ -508,3 +509,17 @@ def test_ctrl_c_ends_a_command_without_a_word() -> None:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=SECONDS) == (b"", b"")
         assert process.returncode == 130
+
+
+def test_ctrl_c_never_hits_between_two_checkpoints(engine: Place) -> None:
+    steps: list[str] = []
+
+    async def talk(call: Call) -> None:
+        signal.raise_signal(signal.SIGINT)
+        steps.append("went on")
+        await call("greet::never")
+        steps.append("answered")
+
+    with pytest.raises(KeyboardInterrupt):
+        hear(Target(engine.url, SECONDS), talk)
+    assert steps == ["went on"]

@@ -153,9 +153,12 @@ async def ask(url: str, function_id: str, payload: Any, timeout_s: float, namesp
 
 
 def hear(target: Target, talk: Callable[[Call], Awaitable[T]]) -> T:
-    """`converse` in a Trio run of its own. Raises `Unanswered`, and `KeyboardInterrupt` bare."""
+    """`converse` in a Trio run of its own. Raises `Unanswered`, and `KeyboardInterrupt` bare.
+
+    Ctrl-C ends it at its next checkpoint: anywhere else it could hit a callback of the loop and be lost, or break the loop.
+    """
     try:
-        return trio.run(converse, target, talk)
+        return trio.run(converse, target, talk, restrict_keyboard_interrupt_to_checkpoints=True)
     except BaseExceptionGroup as group:
         if group.subgroup(KeyboardInterrupt) is None:
             raise
