@@ -42,13 +42,13 @@ class Watched:
     log: JobLog
     news: trio.Event = field(factory=trio.Event)
 
-    def ack(self, seq: int, on_done: OnDone[bool]) -> None:
+    def ack(self, seq: int, on_done: OnDone[bool], **how: Any) -> None:
         def told(result: Result[bool]) -> None:
             on_done(result)
             self.news.set()
             self.news = trio.Event()
 
-        self.log.ack(seq, told)
+        self.log.ack(seq, told, **how)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.log, name)

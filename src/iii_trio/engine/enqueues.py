@@ -5,7 +5,6 @@ never an await: what is refused never reaches the provider.
 """
 
 import logging
-import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from ..protocol import Json, codec, errors, trace
@@ -31,10 +30,13 @@ def call(
     namespace: str | None,
     reply_id: str | None,
     action: Action,
+    timeout_s: float | None,
 ) -> Outcome | None:
     """Enqueue what `peer` called; the outcome by which that was refused, or None.
 
-    The receipt or the provider's error is the answer under `reply_id`; without one an error is complained of.
+    The receipt or the provider's error is the answer under `reply_id`; without one an error is complained of. A caller
+    whose deadline (`timeout_s` from now, None for the engine's own) passes first is told `TIMEOUT`, and cannot know:
+    the message may be stored or not.
     """
     core, session, space = peer.core, peer.session, namespace or DEFAULT_NAMESPACE
     if session is not None:
@@ -44,7 +46,7 @@ def call(
     if peer.enqueues >= ENQUEUES_PER_PEER:
         text = f"{ENQUEUES_PER_PEER} enqueues of this connection wait for their receipts; let some finish first"
         return Outcome.failed(WireError(text, errors.TOO_MANY_CALLS))
-    receipt = str(uuid.uuid4())
+    receipt = core.invocations.new_id()
     traceparent, baggage = envelope.traceparent or None, envelope.baggage or None
     request: dict[str, Any] = {
         "queue": action.queue or "",
@@ -67,6 +69,9 @@ def call(
         peer.enqueues -= 1
         if outcome.ok:
             result = Outcome(Json(b'{"messageReceiptId":"%s"}' % receipt.encode()))
+        elif timeout_s is not None and core.clock.now() >= began + timeout_s:
+            text = f"no receipt within {round(timeout_s * 1000)} ms; the message may be stored all the same"
+            result = Outcome.failed(WireError(text, errors.TIMEOUT))
         else:
             result = Outcome.failed(errors.enqueue_error(outcome.exception()))
         if reply_id is not None:
@@ -78,5 +83,6 @@ def call(
             peer.complain(error)
 
     peer.enqueues += 1
-    core.local.call(ENQUEUE, Json(data), done, traceparent=traceparent, baggage=baggage)
+    began = core.clock.now()
+    core.local.call(ENQUEUE, Json(data), done, timeout_s=timeout_s, traceparent=traceparent, baggage=baggage)
     return None

@@ -9,7 +9,7 @@ import math
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 from attrs import define, field, frozen
@@ -41,6 +41,13 @@ STOPPED: Final = Outcome.failed(WireError("Invocation stopped", errors.INVOCATIO
 SHUT_DOWN: Final = Outcome.failed(WireError("Invocation stopped: the engine is stopping", errors.INVOCATION_STOPPED))
 
 
+class Cancellable(Protocol):
+    """What runs for a call and can be told to end: a cancel scope, for instance."""
+
+    def cancel(self, *, reason: str | None = None) -> None:
+        """Nobody waits for it any more."""
+
+
 @define(eq=False, repr=False)
 class Call:
     """One invocation. `wire_id` is its id towards the executor, `reply_id` what its caller chose (None: no answer wanted).
@@ -65,7 +72,7 @@ class Call:
     on_done: Callable[[Outcome], None] | None = None
     settle: bool = False
     injects: bool = False
-    scope: object = None
+    scope: Cancellable | None = None
     bucket: Bucket | None = None
     state: State = _RUNNING
     held: Outcome = NOTHING

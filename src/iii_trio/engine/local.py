@@ -274,8 +274,10 @@ class LocalPeer(Peer):
         return WireError(f"internal error in {call.function.id} (incident {incident})", errors.INVOCATION_FAILED)
 
     def cancel(self, call: Call, reason: str) -> None:
-        """See `Executor.cancel`: a task is cancelled; an inline handler that answers later is left to answer."""
-        if isinstance(call.scope, trio.CancelScope):
+        """See `Executor.cancel`: a task is cancelled; an inline handler that answers later is left to answer, unless it
+        has put something that can be cancelled into `call.scope`.
+        """
+        if call.scope is not None:
             call.scope.cancel(reason=reason)
 
     def deliver(self, call: Call, outcome: Outcome) -> None:

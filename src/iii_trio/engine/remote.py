@@ -251,7 +251,7 @@ class RemotePeer(Peer):
                 self._refuse(reply_id, function_id, refused, envelope)
             return
         if action is not None and not void:
-            refused = enqueues.call(self, envelope, function_id, namespace, reply_id, action)
+            refused = enqueues.call(self, envelope, function_id, namespace, reply_id, action, timeout_s)
             if refused is not None:
                 self._refuse(reply_id, function_id, refused, envelope)
             return

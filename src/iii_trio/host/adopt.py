@@ -180,11 +180,10 @@ class Adoption:
     async def run(self, core: Engine, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the entries and follow their changes until cancelled. The configuration module has to run already."""
         async with open_local(core, "settings") as peer, trio.open_nursery() as nursery:
-            self._peer = peer
+            self._peer, self._nursery = peer, nursery
             try:
                 for adopted in tuple(self._adopted.values()):
-                    await self._introduce(peer, nursery, adopted)
-                self._nursery = nursery
+                    await self._introduce(peer, adopted)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
@@ -192,17 +191,17 @@ class Adoption:
 
     async def introduce(self, adopted: Adopted) -> None:
         """Publish the entry of a worker that came later and follow it; catches up with what changed meanwhile."""
-        if self._peer is not None and self._nursery is not None:
-            await self._introduce(self._peer, self._nursery, adopted)
+        if self._peer is not None:
+            await self._introduce(self._peer, adopted)
 
-    async def _introduce(self, peer: LocalPeer, nursery: trio.Nursery, adopted: Adopted) -> None:
+    async def _introduce(self, peer: LocalPeer, adopted: Adopted) -> None:
         if adopted.name not in ADOPTED:
             return
         await self._publish(adopted)
         entry_id = adopted.id
         peer.register(
             f"{entry_id}::on-config-change",
-            partial(self._on_change, nursery, adopted),
+            partial(self._on_change, adopted),
             task=True,
             description=f"Take over what is stored for {entry_id}. The payload is ignored.",
             metadata={"internal": True},
@@ -265,18 +264,26 @@ class Adoption:
             adopted.pending = True
             return False
 
-    async def _on_change(self, nursery: trio.Nursery, adopted: Adopted, call: Call, data: Json) -> Json:
-        ended = trio.Event()
-        applied = False
+    async def settle(self, adopted: Adopted) -> bool:
+        """`apply`, which goes on to its end if this is cancelled: a caller that goes away leaves no worker half changed.
+
+        False also while nothing is followed.
+        """
+        if self._nursery is None:
+            return False
+        ended, applied = trio.Event(), False
 
         async def apply() -> None:
             nonlocal applied
             applied = await self.apply(adopted)
             ended.set()
 
-        # a caller that goes away must not leave a worker between two settings
-        nursery.start_soon(apply, name=f"settings of {adopted.id}")
+        self._nursery.start_soon(apply, name=f"settings of {adopted.id}")
         await ended.wait()
+        return applied
+
+    async def _on_change(self, adopted: Adopted, call: Call, data: Json) -> Json:
+        applied = await self.settle(adopted)
         return Json.of({"ok": True} if applied else {"ok": True, "applied": False})
 
     async def _publish(self, adopted: Adopted) -> None:

@@ -65,6 +65,17 @@ class Fields:
             raise self._misfit(name, value, "a boolean")
         return value
 
+    def whole_or_none(self, name: str, most: int) -> int | None:
+        """A whole number from 1 to `most`, or None when the field is missing or null."""
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._misfit(name, value, "a whole number")
+        if not 1 <= value <= most:
+            raise self.refuse(f"field `{name}`: {_shown(value)} is not between 1 and {most}")
+        return value
+
     def array(self, name: str) -> list[Any]:
         """An array that must be there."""
         value = self.json(name)

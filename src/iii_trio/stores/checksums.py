@@ -2,7 +2,7 @@
 
 from zlib import crc32
 
-from .interfaces import RowDamaged
+from .results import RowDamaged
 
 
 def checksum(columns: tuple[object, ...], *blobs: object) -> int:

@@ -8,7 +8,7 @@ exception in one of them leaves through the nursery of the store's owner.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import Any
 
 import trio
@@ -18,7 +18,8 @@ from ..protocol import limits
 from ..protocol.errors import StoreError
 from ..protocol.limits import STORE_BYTES, STORE_OPS
 from ..transport import one_batch
-from .interfaces import Done, Failed, OnDone, Result, StoreClosed, StoreFull, StoreStatistics, T
+from .interfaces import StoreStatistics
+from .results import Done, Failed, OnDone, Result, StoreClosed, StoreFull, T
 
 MAX_VALUE = limits.STORE_VALUE
 """Bytes of one value or payload; SQLite's own bound is near 1 GB, and one that hits it would fail its whole group."""
@@ -47,6 +48,14 @@ class Submission:
     lane: Hashable
     writes: bool
     result: Result[Any] | None = None
+    forced: bool = True
+    """A write that is answered when the disk has it; else, when the file has it (`JobLog.ack`)."""
+    patient: bool = False
+    """A write for whose answer nobody waits: it may stand a moment to share the transaction of another."""
+    followers: list["Submission"] | None = None
+    """Long reads that wait for this write."""
+    settled: bool = False
+    """A long read: the writes that it must see stand on disk."""
 
 
 def carry_out(group: Iterable[Submission], tables: object) -> None:
@@ -99,6 +108,8 @@ class Desk:
     answered: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)
     _writing: Counter[Hashable] = field(factory=Counter, init=False)
+    _last: dict[Hashable, Submission] = field(factory=dict, init=False)
+    _newest: Submission | None = field(default=None, init=False)
     _line: list[Submission] = field(factory=list, init=False)
     _finished: deque[Submission] = field(factory=deque, init=False)
     _wake: trio.Event = field(factory=trio.Event, init=False)
@@ -123,8 +134,17 @@ class Desk:
         texts: Collection[str | None] = (),
         blobs: Collection[bytes | None] = (),
         numbers: Collection[int] = (),
+        long: bool = False,
+        forced: bool = True,
+        patient: bool = False,
     ) -> None:
-        """Take an operation in, or have it answered with why not. Raises `StoreClosed` on a closed store."""
+        """Take an operation in, or have it answered with why not. Raises `StoreClosed` on a closed store.
+
+        `forced` and `patient`: see `Submission`.
+
+        A `long` read that must see writes on their way waits until they stand on disk, so that it never holds up the
+        writer; any other takes its place among them.
+        """
         if self._closed:
             raise StoreClosed(f"The store {self.name} is closed.")
         error = unsuitable(texts, blobs, numbers)
@@ -138,7 +158,7 @@ class Desk:
         for part in (*texts, *blobs):
             if part:
                 size += len(part)
-        submission = Submission(work, on_done, size, lane, writes)
+        submission = Submission(work, on_done, size, lane, writes, forced=forced, patient=patient)
         self.pending += 1
         self.pending_bytes += size
         self.peak_pending = max(self.peak_pending, self.pending)
@@ -148,6 +168,12 @@ class Desk:
             submission.result = Failed(error)
             self.finish([submission])
         elif self.forward is not None:
+            if writes:
+                self._last[lane] = self._newest = submission
+            elif long and (before := self._newest if lane is None else self._last.get(lane)) is not None:
+                submission.settled = True
+                before.followers = [*(before.followers or ()), submission]
+                return
             self.forward(submission)
         else:
             self._line.append(submission)
@@ -155,12 +181,28 @@ class Desk:
 
     def overtakes(self, submission: Submission) -> bool:
         """True if a read carried out now could miss a write that was submitted before it."""
+        if submission.settled:
+            return False
         return bool(self._writing) if submission.lane is None else submission.lane in self._writing
 
     def finish(self, group: Iterable[Submission]) -> None:
         """Take finished operations back, in order; their callbacks run in the desk's task."""
         self._finished.extend(group)
         self._wake.set()
+
+    def hand_back(self, group: Sequence[Submission]) -> None:
+        """`finish` for those who come from outside all tasks (`run_sync_soon`): they need not wait for the desk's turn.
+
+        Whatever a callback raises leaves through the desk's task all the same.
+        """
+        if self._finished or self._closed or len(group) > CALLBACKS_PER_TURN:
+            self.finish(group)
+            return
+        self._finished.extend(group)
+        try:
+            self._call_some()
+        except BaseException as defect:  # noqa: BLE001 (raised again, in the desk's task)
+            self.fail(defect)
 
     def fail(self, defect: BaseException) -> None:
         """A thread of the store ended by `defect`: raise it in the desk's task."""
@@ -191,13 +233,16 @@ class Desk:
 
     async def _call_back(self) -> None:
         while self._finished:
-            with one_batch():  # answers and events of one group leave together
-                for _ in range(min(len(self._finished), CALLBACKS_PER_TURN)):
-                    submission = self._finished.popleft()
-                    self._count_out(submission)
-                    submission.on_done(submission.result)
+            self._call_some()
             if self._finished:
                 await trio.lowlevel.checkpoint()
+
+    def _call_some(self) -> None:
+        with one_batch():  # answers and events of one group leave together
+            for _ in range(min(len(self._finished), CALLBACKS_PER_TURN)):
+                submission = self._finished.popleft()
+                self._count_out(submission)
+                submission.on_done(submission.result)
         if not self.pending:
             self._empty.unpark_all()
 
@@ -209,6 +254,13 @@ class Desk:
             self._writing[submission.lane] -= 1
             if not self._writing[submission.lane]:
                 del self._writing[submission.lane]
+            if self._last.get(submission.lane) is submission:
+                del self._last[submission.lane]
+            if self._newest is submission:
+                self._newest = None
+            if submission.followers is not None and self.forward is not None:
+                for follower in submission.followers:
+                    self.forward(follower)
         if self._room and not self.full:
             self._room.unpark_all()
 

@@ -23,6 +23,17 @@ def export_values(path: Path, space: str) -> Iterator[dict[str, Any]]:
         yield {"scope": scope, "key": key, "value": _value(value)}
 
 
+def export_streams(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
+    """Every item of the spaces that begin with `prefix`, stream by stream: `{stream_name, group_id, item_id, data}`.
+
+    Within a stream in the order in which the items were first set. As `export_values` otherwise.
+    """
+    statement = "SELECT space, scope, key, value FROM kv WHERE substr(space, 1, length(?)) = ? ORDER BY space, pos"
+    for space, scope, key, value in _rows(path, statement, (prefix, prefix)):
+        stream = space.removeprefix(prefix)
+        yield {"stream_name": stream, "group_id": scope, "item_id": key, "data": _value(value)}
+
+
 def export_jobs(path: Path) -> Iterator[dict[str, Any]]:
     """Every waiting message, then every dead letter, oldest first. Times are Unix ms. Raises `StoreError`.
 

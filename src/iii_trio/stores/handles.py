@@ -9,22 +9,24 @@ from attrs import define, field
 
 from .desk import MAX_VALUE, Desk, too_large
 from .interfaces import (
-    A,
-    Change,
+    Census,
     DeadLetter,
     Destination,
     Heading,
     Job,
     JobLogStatistics,
-    KeyValueStatistics,
+    LaneCensus,
+    LaneKey,
     NewJob,
     Note,
     Once,
-    OnDone,
-    T,
+    Page,
+    Promoted,
+    Stretch,
     Trimmed,
-    Updated,
 )
+from .key_value import Beside, Change, Entry, Expired, KeyValueStatistics, Look, Updated
+from .results import A, Done, OnDone, Result, T
 from .tables import JobTable, Tables
 
 _JOBS = "jobs"
@@ -40,44 +42,125 @@ class KeyValueHandle:
     _reads: int = field(default=0, init=False)
     _writes: int = field(default=0, init=False)
 
-    def get(self, scope: str, key: str, on_done: OnDone[bytes | None]) -> None:
+    def get(self, scope: str, key: str, on_done: OnDone[bytes | None], *, now_ms: int = 0) -> None:
         """See `KeyValue.get`."""
         space = self.space
-        self._read(lambda tables: tables.values.get(space, scope, key), on_done, scope, key)
+        self._read(lambda tables: tables.values.get(space, scope, key, now_ms), on_done, scope, key)
 
-    def set(self, scope: str, key: str, value: bytes, on_done: OnDone[bytes | None]) -> None:
+    def set(
+        self,
+        scope: str,
+        key: str,
+        value: bytes,
+        on_done: OnDone[bytes | None],
+        *,
+        expires_at_ms: int | None = None,
+        beside: Beside | None = None,
+    ) -> None:
         """See `KeyValue.set`."""
         space = self.space
-        self._write(lambda tables: tables.values.set(space, scope, key, value), on_done, scope, key, value)
 
-    def delete(self, scope: str, key: str, on_done: OnDone[bytes | None]) -> None:
+        def work(tables: Tables) -> bytes | None:
+            if beside is None:
+                return tables.values.set(space, scope, key, value, expires_at_ms)
+            entries = _storable(beside(tables.values.get(space, scope, key), value))
+            old = tables.values.set(space, scope, key, value, expires_at_ms)
+            _put(tables, entries)
+            return old
+
+        self._write(work, on_done, scope, key, value)
+
+    def delete(self, scope: str, key: str, on_done: OnDone[bytes | None], *, beside: Beside | None = None) -> None:
         """See `KeyValue.delete`."""
         space = self.space
-        self._write(lambda tables: tables.values.delete(space, scope, key), on_done, scope, key)
+
+        def work(tables: Tables) -> bytes | None:
+            if beside is None:
+                return tables.values.delete(space, scope, key)
+            entries = _storable(beside(tables.values.get(space, scope, key), None))
+            old = tables.values.delete(space, scope, key)
+            _put(tables, entries)
+            return old
+
+        self._write(work, on_done, scope, key)
 
     def update(
-        self, scope: str, key: str, change: Callable[[bytes | None], Change[A]], on_done: OnDone[Updated[A]]
+        self,
+        scope: str,
+        key: str,
+        change: Callable[[bytes | None], Change[A]],
+        on_done: OnDone[Updated[A]],
+        *,
+        expires_at_ms: int | None = None,
+        beside: Beside | None = None,
     ) -> None:
         """See `KeyValue.update`."""
         space = self.space
+        entries: list[Entry] = []
 
         def checked(old: bytes | None) -> Change[A]:
             decided = change(old)
-            if decided.write is not None and len(decided.write) > MAX_VALUE:
-                raise too_large(len(decided.write))
+            if decided.write is not None:
+                if len(decided.write) > MAX_VALUE:
+                    raise too_large(len(decided.write))
+                if beside is not None:
+                    entries.extend(_storable(beside(old, decided.write)))
             return decided
 
-        self._write(lambda tables: tables.values.update(space, scope, key, checked), on_done, scope, key)
+        def work(tables: Tables) -> Updated[A]:
+            updated = tables.values.update(space, scope, key, checked, expires_at_ms)
+            _put(tables, entries)
+            return updated
+
+        self._write(work, on_done, scope, key)
+
+    def expire(
+        self,
+        now_ms: int,
+        limit: int,
+        on_done: OnDone[Expired],
+        *,
+        place: tuple[str, str] | None = None,
+        beside: Callable[[str, str, bytes], Sequence[Entry]] | None = None,
+    ) -> None:
+        """See `KeyValue.expire`."""
+        space = self.space
+
+        def work(tables: Tables) -> Expired:
+            values = tables.values
+            if place is None:
+                due = values.due(space, now_ms, limit)
+            else:
+                value = values.get(space, *place)
+                is_due = value is not None and values.get(space, *place, now_ms) is None
+                due = [(*place, value)] if is_due and value is not None else []
+            entries = [] if beside is None else _storable([entry for one in due for entry in beside(*one)])
+            for scope, key, _ in due:
+                values.delete(space, scope, key)
+            _put(tables, entries)
+            return Expired(tuple(due), values.next_expiry(space, now_ms))
+
+        scope, key = ("", "") if place is None else place
+        self._write(work, on_done, scope, key)
+
+    def next_expiry(self, on_done: OnDone[int | None]) -> None:
+        """See `KeyValue.next_expiry`."""
+        space = self.space
+        self._desk.submit(
+            lambda tables: tables.values.next_expiry(space), on_done, lane=None, writes=False, texts=(space,)
+        )
+
+    def sibling(self, space: str) -> "KeyValueHandle":
+        """See `KeyValue.sibling`."""
+        return KeyValueHandle(space, self._desk)
 
     def values(self, scope: str, on_done: OnDone[list[bytes]]) -> None:
         """See `KeyValue.values`."""
-        space = self.space
-        self._read(lambda tables: [value for _, value in tables.values.items(space, scope)], on_done, scope)
+        self.scan(scope, lambda items: [value for _, value in items], on_done)
 
     def items(self, scope: str, on_done: OnDone[list[tuple[str, bytes]]]) -> None:
         """See `KeyValue.items`."""
-        space = self.space
-        self._read(lambda tables: tables.values.items(space, scope), on_done, scope)
+        self.scan(scope, list, on_done)
 
     def values_in_line(self, scope: str, on_done: OnDone[list[bytes]]) -> None:
         """See `KeyValue.values_in_line`: it waits its turn among the writes, and writes nothing."""
@@ -91,11 +174,48 @@ class KeyValueHandle:
             texts=(space, scope),
         )
 
-    def scopes(self, on_done: OnDone[list[str]]) -> None:
+    def scan(
+        self,
+        scope: str,
+        look: Look[T],
+        on_done: OnDone[T],
+        *,
+        by_key: bool = False,
+        prefix: str = "",
+        after: str | None = None,
+        now_ms: int = 0,
+    ) -> None:
+        """See `KeyValue.scan`."""
+        space = self.space
+
+        def work(tables: Tables) -> T:
+            if by_key:
+                return look(tables.values.sorted_items(space, scope, prefix, after, now_ms))
+            items = tables.values.items(space, scope, now_ms)
+            return look(item for item in items if item[0].startswith(prefix)) if prefix else look(items)
+
+        self._read(work, on_done, scope, prefix, after, long=True)
+
+    def scopes(
+        self,
+        on_done: OnDone[list[str]],
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int | None = None,
+        now_ms: int = 0,
+    ) -> None:
         """See `KeyValue.scopes`."""
         space = self.space
         self._reads += 1
-        self._desk.submit(lambda tables: tables.values.scopes(space), on_done, lane=None, writes=False, texts=(space,))
+        self._desk.submit(
+            lambda tables: tables.values.scopes(space, prefix, after, limit, now_ms),
+            on_done,
+            lane=None,
+            writes=False,
+            texts=(space, prefix, after),
+            long=True,
+        )
 
     async def room(self) -> None:
         """See `KeyValue.room`."""
@@ -105,15 +225,31 @@ class KeyValueHandle:
         """See `KeyValue.statistics`."""
         return KeyValueStatistics(space=self.space, reads=self._reads, writes=self._writes)
 
-    def _read(self, work: Callable[[Tables], T], on_done: OnDone[T], scope: str, key: str = "") -> None:
+    def _read(
+        self, work: Callable[[Tables], T], on_done: OnDone[T], scope: str, *names: str | None, long: bool = False
+    ) -> None:
         self._reads += 1
-        self._desk.submit(work, on_done, lane=(self.space, scope), writes=False, texts=(self.space, scope, key))
+        texts, lane = (self.space, scope, *names), (self.space, scope)
+        self._desk.submit(work, on_done, lane=lane, writes=False, texts=texts, long=long)
 
     def _write(self, work: Callable[[Tables], T], on_done: OnDone[T], scope: str, key: str, value: bytes = b"") -> None:
         self._writes += 1
         self._desk.submit(
             work, on_done, lane=(self.space, scope), writes=True, texts=(self.space, scope, key), blobs=(value,)
         )
+
+
+def _storable(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Look at what is to be set beside a write, before anything is. Raises `StoreError`."""
+    for entry in entries:
+        if len(entry.value) > MAX_VALUE:
+            raise too_large(len(entry.value))
+    return entries
+
+
+def _put(tables: Tables, entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        tables.values.set(entry.space, entry.scope, entry.key, entry.value)
 
 
 @define(eq=False)
@@ -165,16 +301,48 @@ class JobLogHandle:
         """See `JobLog.headings`."""
         self._read(lambda table: table.headings(after, max(limit, 0)), on_done, (), (after, limit))
 
-    def ack(self, seq: int, on_done: OnDone[bool]) -> None:
+    def census(self, on_done: OnDone[Census]) -> None:
+        """See `JobLog.census`."""
+        self._read(lambda table: table.census(), on_done)
+
+    # These three read, but in line with the writes.
+
+    def lanes(
+        self, queue: str, by_group: bool, after: LaneKey | None, limit: int, on_done: OnDone[list[LaneCensus]]
+    ) -> None:
+        """See `JobLog.lanes`."""
+        self._write(
+            lambda table: table.lanes(queue, by_group, after, max(limit, 0)), on_done, (queue,), (limit,), forced=False
+        )
+
+    def pages(self, queue: str, stretches: Sequence[Stretch], max_bytes: int, on_done: OnDone[list[Page]]) -> None:
+        """See `JobLog.pages`."""
+        kept = tuple(stretches)
+        self._write(lambda table: table.pages(queue, kept, max_bytes), on_done, (queue,), (max_bytes,), forced=False)
+
+    def promote(self, queue: str, now_ms: int, limit: int, max_bytes: int, on_done: OnDone[Promoted]) -> None:
+        """See `JobLog.promote`."""
+        numbers = (now_ms, limit, max_bytes)
+        self._write(
+            lambda table: table.promote(queue, now_ms, max(limit, 0), max_bytes),
+            on_done,
+            (queue,),
+            numbers,
+            forced=False,
+        )
+
+    def ack(self, seq: int, on_done: OnDone[bool], *, patient: bool = False) -> None:
         """See `JobLog.ack`."""
         self._acknowledged += 1
-        self._write(lambda table: table.ack(seq), on_done, (), (seq,))
+        self._write(lambda table: table.ack(seq), on_done, (), (seq,), forced=False, patient=patient)
 
-    def retry(self, seq: int, attempts: int, due_at_ms: int, error: str, on_done: OnDone[bool]) -> None:
+    def retry(
+        self, seq: int, attempts: int, deliveries: int, due_at_ms: int, error: str, on_done: OnDone[bool]
+    ) -> None:
         """See `JobLog.retry`."""
         self._retried += 1
-        numbers = (seq, attempts, due_at_ms)
-        self._write(lambda table: table.retry(seq, attempts, due_at_ms, error), on_done, (error,), numbers)
+        numbers = (seq, attempts, deliveries, due_at_ms)
+        self._write(lambda table: table.retry(seq, attempts, deliveries, due_at_ms, error), on_done, (error,), numbers)
 
     def dead_letter(self, seq: int, attempts: int, error: str, failed_at_ms: int, on_done: OnDone[bool]) -> None:
         """See `JobLog.dead_letter`."""
@@ -187,6 +355,19 @@ class JobLogHandle:
         kept = tuple(seqs)
         self._removed += len(kept)
         self._write(lambda table: table.remove(kept), on_done, (), kept)
+
+    def clear(
+        self, queue: str, through: int, spared: Sequence[int], limit: int, on_done: OnDone[list[Heading]]
+    ) -> None:
+        """See `JobLog.clear`."""
+        kept, most = tuple(spared), max(limit, 0)
+
+        def counted(result: Result[list[Heading]]) -> None:
+            if isinstance(result, Done):
+                self._removed += len(result.value)
+            on_done(result)
+
+        self._write(lambda table: table.clear(queue, through, kept, most), counted, (queue,), (through, *kept, limit))
 
     def remove_unclaimed(self, queue: str, limit: int, on_done: OnDone[int]) -> None:
         """See `JobLog.remove_unclaimed`."""
@@ -297,6 +478,9 @@ class JobLogHandle:
         texts: Collection[str | None] = (),
         numbers: Collection[int] = (),
         blobs: Collection[bytes | None] = (),
+        *,
+        forced: bool = True,
+        patient: bool = False,
     ) -> None:
         self._desk.submit(
             lambda tables: work(tables.jobs),
@@ -306,4 +490,6 @@ class JobLogHandle:
             texts=texts,
             numbers=numbers,
             blobs=blobs,
+            forced=forced,
+            patient=patient,
         )

@@ -1,4 +1,4 @@
-"""What every store offers: key-value, job log, lock and broadcast as protocols, and the values that cross them.
+"""What every store offers: `KeyValue` (`key_value.py`), job log, lock and broadcast as protocols, and what crosses them.
 
 Every operation is submitted synchronously and answered through a callback: `kv.set(scope, key, value, on_done)` returns
 at once, and `on_done` is called on the Trio thread once the operation stands on disk (or has failed, with nothing
@@ -17,141 +17,25 @@ Tasks use the same operations through `waiting.py`.
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import Generic, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias
 
 from attrs import frozen
 
-from ..protocol.errors import StoreError
-
-T = TypeVar("T")
-A = TypeVar("A")
-
-
-class StoreClosed(StoreError):
-    """The store has been closed, or has stopped after a defect; nothing can be submitted any more."""
-
-
-class StoreFull(StoreError):
-    """Too many operations wait for the disk; this one was not done. Try again later, or wait for `room()`."""
-
-
-class StoreInUse(StoreError):
-    """Another engine holds the file; the text names file and process."""
-
-
-class RowDamaged(StoreError):
-    """A row does not match its checksum; it is left as it is, and set aside when the store is opened next."""
-
-
-@frozen
-class Done(Generic[T]):
-    """The operation stands on disk and answered `value`."""
-
-    value: T
-
-    def unwrap(self) -> T:
-        """The value."""
-        return self.value
-
-
-@frozen
-class Failed:
-    """The operation was not done; `error` says why and what to do."""
-
-    error: StoreError
-
-    def unwrap(self) -> NoReturn:
-        """Raise the error."""
-        raise self.error
-
-
-Result: TypeAlias = Done[T] | Failed
-OnDone: TypeAlias = Callable[[Done[T] | Failed], None]
+from .key_value import KeyValue
+from .results import OnDone
 
 
 class Fsync(enum.Enum):
     """When written data is forced to the disk. A crash of the process loses nothing in any of them."""
 
     ALWAYS = "always"
-    """Before a write is answered; a power failure loses nothing that was answered. The default."""
+    """Before a write is answered; a power failure loses nothing that was answered. The default.
+
+    One exception: that a delivered job has ended (`JobLog.ack`) is forced within a second; lost, it comes again."""
     INTERVAL = "interval"
     """Every few seconds; a power failure loses at most that much."""
     NEVER = "never"
     """When the operating system pleases; a power failure may damage the file. For tests and scratch data."""
-
-
-@frozen
-class Change(Generic[A]):
-    """What an update function decides: `write` is the new value, or None to leave everything as it is.
-
-    `answer` is handed through to the submitter.
-    """
-
-    write: bytes | None
-    answer: A
-
-
-@frozen
-class Updated(Generic[A]):
-    """The result of an update: value before (None if there was none), value after, and the function's own answer."""
-
-    old: bytes | None
-    new: bytes | None
-    answer: A
-
-
-@frozen
-class KeyValueStatistics:
-    """Operations submitted through one key-value handle."""
-
-    space: str
-    reads: int
-    """get, values, items and scopes."""
-    writes: int
-    """set, delete and update."""
-
-
-class KeyValue(Protocol):
-    """Values by scope and key within one space (spec/state-stream.md §2, §8). Any strings will do, empty ones too.
-
-    Each operation is atomic; those on one key take effect in the order of submission.
-    """
-
-    def get(self, scope: str, key: str, on_done: OnDone[bytes | None]) -> None:
-        """Answer the value, or None."""
-
-    def set(self, scope: str, key: str, value: bytes, on_done: OnDone[bytes | None]) -> None:
-        """Store `value` and answer the previous one, or None. Overwriting keeps the key's place in the order."""
-
-    def delete(self, scope: str, key: str, on_done: OnDone[bytes | None]) -> None:
-        """Remove the key and answer the removed value, or None."""
-
-    def update(
-        self, scope: str, key: str, change: Callable[[bytes | None], Change[A]], on_done: OnDone[Updated[A]]
-    ) -> None:
-        """Read, let `change` decide, write: one atomic step.
-
-        `change` is a pure function of the current value; it may run on another thread, must not wait for anything, and
-        may raise nothing but `StoreError` (which fails this operation and writes nothing).
-        """
-
-    def values(self, scope: str, on_done: OnDone[list[bytes]]) -> None:
-        """Answer the scope's values in the order in which their keys were first set; [] for an unknown scope."""
-
-    def items(self, scope: str, on_done: OnDone[list[tuple[str, bytes]]]) -> None:
-        """As `values`, with the keys."""
-
-    def values_in_line(self, scope: str, on_done: OnDone[list[bytes]]) -> None:
-        """As `values`, in line with the writes: exactly those that are answered before it show in the answer."""
-
-    def scopes(self, on_done: OnDone[list[str]]) -> None:
-        """Answer the scopes that hold at least one key, sorted by code point."""
-
-    async def room(self) -> None:
-        """Wait until the store accepts operations."""
-
-    def statistics(self) -> KeyValueStatistics:
-        """Counters of this handle."""
 
 
 @frozen
@@ -183,16 +67,19 @@ class NewJob:
 class Job(NewJob):
     """A live job. `seq` names it in the log and grows with every job that is appended or redriven.
 
-    `attempts` counts failures; `error` is the last one's text.
+    `attempts` counts failures; `error` is the last one's text. `deliveries` is what was said of them when the job was
+    written last. A `delayed` job is not in the order of its queue until `promote` puts it there.
     """
 
     seq: int = 0
     attempts: int = 0
     error: str | None = None
+    deliveries: int = 0
+    delayed: bool = False
 
     @classmethod
     def numbered(cls, seq: int, new: NewJob) -> "Job":
-        """`new` as it stands in the log under `seq`."""
+        """`new` as it stands in the log under `seq`: delayed, if it is due later than it was made."""
         return cls(
             new.id,
             new.queue,
@@ -210,6 +97,7 @@ class Job(NewJob):
             new.metadata,
             new.priority,
             seq,
+            delayed=new.due_at_ms > new.created_at_ms,
         )
 
 
@@ -226,6 +114,71 @@ class Heading:
     attempts: int
     created_at_ms: int
     due_at_ms: int
+    deliveries: int
+    delayed: bool
+
+
+LaneKey: TypeAlias = tuple[str, str]
+"""A lane of a queue: (namespace, function id) of all jobs for one function, or ("", group) of all jobs of one group."""
+
+
+@frozen
+class QueueCensus:
+    """The live jobs of one queue: how many, how many of them delayed, and when the first of those is due (Unix ms)."""
+
+    queue: str
+    live: int
+    delayed: int
+    next_due_ms: int | None
+
+
+@frozen
+class Census:
+    """The live jobs of all queues that have any. `newest_seq` is the largest number in the log.
+
+    `delayed_since_ms` (Unix ms) is when the youngest of the delayed jobs was made; 0 if there are none.
+    """
+
+    queues: tuple[QueueCensus, ...]
+    newest_seq: int
+    delayed_since_ms: int
+
+
+@frozen
+class LaneCensus:
+    """One lane: its first job, how many wait in it, and how many are delayed (which only a lane of a group tells)."""
+
+    key: LaneKey
+    waiting: int
+    delayed: int
+    head: Heading
+
+
+@frozen
+class Stretch:
+    """A part of a lane: up to `limit` jobs behind the place (`priority`, `seq`).
+
+    The jobs for one function stand in the order of priority, highest first, then `seq`, without the delayed ones. Those
+    of one group (`by_group`) stand in the order of `seq`, the delayed ones among them; their priority does not matter.
+    """
+
+    key: LaneKey
+    by_group: bool
+    priority: int
+    seq: int
+    limit: int
+
+
+Page: TypeAlias = list[Job | Heading]
+"""Jobs in their order, as headings where one is damaged or where the page's bytes are used up."""
+
+
+@frozen
+class Promoted:
+    """Jobs that have taken their place in the order, and when the next delayed one is due (Unix ms), if there is one."""
+
+    jobs: Page
+    next_due_ms: int | None
 
 
 @frozen
@@ -315,17 +268,50 @@ class JobLog(Protocol):
     def headings(self, after: int, limit: int, on_done: OnDone[list[Heading]]) -> None:
         """As `load`, without payloads: what a start reads of a million jobs."""
 
-    def ack(self, seq: int, on_done: OnDone[bool]) -> None:
-        """Remove a finished job; answers whether it was there."""
+    def census(self, on_done: OnDone[Census]) -> None:
+        """Count the live jobs of every queue: all that a start needs to know."""
 
-    def retry(self, seq: int, attempts: int, due_at_ms: int, error: str, on_done: OnDone[bool]) -> None:
-        """Write down a failed attempt (a nack) and when the next is due; answers whether the job was there."""
+    def lanes(
+        self, queue: str, by_group: bool, after: LaneKey | None, limit: int, on_done: OnDone[list[LaneCensus]]
+    ) -> None:
+        """Answer up to `limit` lanes of a queue with a key > `after`, in the order of their keys; [] is the end.
+
+        This, `pages` and `promote` keep their place among the writes: what they answer is what all writes that were
+        answered before have made of the log, and nothing else.
+        """
+
+    def pages(self, queue: str, stretches: Sequence[Stretch], max_bytes: int, on_done: OnDone[list[Page]]) -> None:
+        """Answer each of these stretches, with payloads of up to `max_bytes` in all."""
+
+    def promote(self, queue: str, now_ms: int, limit: int, max_bytes: int, on_done: OnDone[Promoted]) -> None:
+        """Let up to `limit` delayed jobs that are due at `now_ms` take their place in the order; answers them."""
+
+    def ack(self, seq: int, on_done: OnDone[bool], *, patient: bool = False) -> None:
+        """Remove a finished job; answers whether it was there.
+
+        Answered, it survives a crash of the process, and a power failure within a second or with the next write that is
+        forced, whichever comes first: lost, it costs a delivery that is repeated. With `patient` nobody waits for the
+        answer, which may take some milliseconds longer, so that the removal shares the next write's transaction.
+        """
+
+    def retry(
+        self, seq: int, attempts: int, deliveries: int, due_at_ms: int, error: str, on_done: OnDone[bool]
+    ) -> None:
+        """Write down a failed attempt (a nack) and when the next is due: the job is delayed until then.
+
+        Answers whether it was there.
+        """
 
     def dead_letter(self, seq: int, attempts: int, error: str, failed_at_ms: int, on_done: OnDone[bool]) -> None:
         """Move the job to the dead letters of its queue; answers whether it was there."""
 
     def remove(self, seqs: Sequence[int], on_done: OnDone[int]) -> None:
         """Drop live jobs that nobody wants any more; answers how many were there."""
+
+    def clear(
+        self, queue: str, through: int, spared: Sequence[int], limit: int, on_done: OnDone[list[Heading]]
+    ) -> None:
+        """Drop up to `limit` live jobs of `queue` with `seq` <= `through`, but for those `spared`; answers them."""
 
     def remove_unclaimed(self, queue: str, limit: int, on_done: OnDone[int]) -> None:
         """Drop up to `limit` jobs of `queue` that have no function yet, oldest first; answers how many there were."""
@@ -350,6 +336,7 @@ class JobLog(Protocol):
     def redrive(self, queue: str, limit: int, due_at_ms: int, on_done: OnDone[list[Job]]) -> None:
         """Return up to `limit` dead letters to their queue, oldest first, behind the live jobs, with no attempts.
 
+        They count as delivered once, and are not delayed.
         Answers the jobs as they stand now (new `seq`); fewer than `limit` means that none is left.
         """
 

@@ -4,42 +4,26 @@ Nothing outlives the block. Operations are carried out by the store's own task a
 then: never inside the submitting call, so that code behaves as it does with a disk below.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from heapq import heapify, heappop, heappush
 from itertools import islice
 from time import time_ns
 
 import trio
-from attrs import define, evolve, field
+from attrs import define, field
 
 from ..protocol.limits import STORE_BYTES, STORE_OPS
 from .desk import FLUSH_S, Desk, Submission, carry_out
 from .handles import JobLogHandle, KeyValueHandle
-from .interfaces import (
-    A,
-    BroadcastStatistics,
-    Change,
-    DeadLetter,
-    Destination,
-    Done,
-    Heading,
-    Job,
-    Lease,
-    LockStatistics,
-    NewJob,
-    Note,
-    Once,
-    OnDone,
-    Result,
-    StoreStatistics,
-    T,
-    Trimmed,
-    Updated,
-)
+from .interfaces import BroadcastStatistics, Lease, LockStatistics, StoreStatistics
+from .key_value import Change, Updated
+from .memory_jobs import MemoryJobTable
+from .results import A, Done, OnDone, Result, T
 from .tables import Tables
 
-EXPIRED_KEYS = 100
-"""Keys looked at, to be dropped if their time is over, for each that is taken."""
+STALE_TIMES = 1024
+"""Times of keys that hold no longer, kept before they are cleared away."""
 
 
 def _now_ms() -> int:
@@ -47,225 +31,139 @@ def _now_ms() -> int:
 
 
 @define(eq=False)
+class _Space:
+    """The keys of one space: value and time (Unix ms or None) by scope and key, and a heap of the times."""
+
+    scopes: dict[str, dict[str, tuple[bytes, int | None]]] = field(factory=dict)
+    timed: dict[tuple[str, str], int] = field(factory=dict)
+    heap: list[tuple[int, str, str]] = field(factory=list)
+
+    def time(self, scope: str, key: str, expires_at_ms: int | None) -> None:
+        """Note when the time of a key is up. Times that are out of date stay in the heap until they are many."""
+        if expires_at_ms is None:
+            self.timed.pop((scope, key), None)
+            return
+        if self.timed.get((scope, key)) == expires_at_ms:
+            return
+        self.timed[scope, key] = expires_at_ms
+        heappush(self.heap, (expires_at_ms, scope, key))
+        if len(self.heap) > 2 * len(self.timed) + STALE_TIMES:
+            self.heap = [(due_ms, *place) for place, due_ms in self.timed.items()]
+            heapify(self.heap)
+
+    def first(self) -> tuple[int, str, str] | None:
+        """The key that is due first, and when."""
+        while self.heap and self.timed.get(self.heap[0][1:]) != self.heap[0][0]:
+            heappop(self.heap)
+        return self.heap[0] if self.heap else None
+
+
+def _alive(expires_at_ms: int | None, now_ms: int) -> bool:
+    return expires_at_ms is None or expires_at_ms > now_ms
+
+
+@define(eq=False)
 class MemoryKeyValueTable:
     """`KeyValueTable` in dicts, which keep the order of insertion."""
 
-    _spaces: dict[str, dict[str, dict[str, bytes]]] = field(factory=dict, init=False)
+    _spaces: dict[str, _Space] = field(factory=dict, init=False)
 
-    def get(self, space: str, scope: str, key: str) -> bytes | None:
+    def _scope(self, space: str, scope: str) -> dict[str, tuple[bytes, int | None]]:
+        found = self._spaces.get(space)
+        return {} if found is None else found.scopes.get(scope, {})
+
+    def get(self, space: str, scope: str, key: str, now_ms: int = 0) -> bytes | None:
         """See `KeyValue.get`."""
-        return self._spaces.get(space, {}).get(scope, {}).get(key)
+        found = self._scope(space, scope).get(key)
+        return None if found is None or not _alive(found[1], now_ms) else found[0]
 
-    def set(self, space: str, scope: str, key: str, value: bytes) -> bytes | None:
+    def set(self, space: str, scope: str, key: str, value: bytes, expires_at_ms: int | None = None) -> bytes | None:
         """See `KeyValue.set`."""
-        keys = self._spaces.setdefault(space, {}).setdefault(scope, {})
+        place = self._spaces.setdefault(space, _Space())
+        keys = place.scopes.setdefault(scope, {})
         old = keys.get(key)
-        keys[key] = value
-        return old
+        keys[key] = (value, expires_at_ms)
+        place.time(scope, key, expires_at_ms)
+        return old and old[0]
 
     def delete(self, space: str, scope: str, key: str) -> bytes | None:
         """See `KeyValue.delete`."""
-        scopes = self._spaces.get(space, {})
-        keys = scopes.get(scope, {})
+        place = self._spaces.get(space, _Space())
+        keys = place.scopes.get(scope, {})
         old = keys.pop(key, None)
-        if old is not None and not keys:
-            del scopes[scope]
-            if not scopes:
+        if old is None:
+            return None
+        place.time(scope, key, None)
+        if not keys:
+            del place.scopes[scope]
+            if not place.scopes:
                 del self._spaces[space]
-        return old
+        return old[0]
 
-    def update(self, space: str, scope: str, key: str, change: Callable[[bytes | None], Change[A]]) -> Updated[A]:
+    def update(
+        self,
+        space: str,
+        scope: str,
+        key: str,
+        change: Callable[[bytes | None], Change[A]],
+        expires_at_ms: int | None = None,
+    ) -> Updated[A]:
         """See `KeyValue.update`."""
-        old = self.get(space, scope, key)
+        old, until_ms = self._scope(space, scope).get(key, (None, None))
         decided = change(old)
         if decided.write is not None:
-            self.set(space, scope, key, decided.write)
+            self.set(space, scope, key, decided.write, until_ms if expires_at_ms is None else expires_at_ms)
         return Updated(old=old, new=old if decided.write is None else decided.write, answer=decided.answer)
 
-    def items(self, space: str, scope: str) -> list[tuple[str, bytes]]:
-        """See `KeyValue.items`."""
-        return list(self._spaces.get(space, {}).get(scope, {}).items())
+    def items(self, space: str, scope: str, now_ms: int = 0) -> Iterator[tuple[str, bytes]]:
+        """See `KeyValueTable.items`."""
+        for key, (value, expires_at_ms) in self._scope(space, scope).items():
+            if _alive(expires_at_ms, now_ms):
+                yield key, value
 
-    def scopes(self, space: str) -> list[str]:
+    def sorted_items(
+        self, space: str, scope: str, prefix: str, after: str | None, now_ms: int
+    ) -> Iterator[tuple[str, bytes]]:
+        """See `KeyValueTable.sorted_items`."""
+        for key, value in sorted(self.items(space, scope, now_ms)):
+            if key.startswith(prefix) and (after is None or key > after):
+                yield key, value
+
+    def scopes(
+        self, space: str, prefix: str = "", after: str | None = None, limit: int | None = None, now_ms: int = 0
+    ) -> list[str]:
         """See `KeyValue.scopes`."""
-        return sorted(self._spaces.get(space, {}))
+        found = sorted(self._spaces.get(space, _Space()).scopes)
+        wanted = (scope for scope in found if scope.startswith(prefix) and (after is None or scope > after))
+        return list(islice((scope for scope in wanted if any(self.items(space, scope, now_ms))), limit))
+
+    def due(self, space: str, now_ms: int, limit: int) -> list[tuple[str, str, bytes]]:
+        """See `KeyValueTable.due`."""
+        place = self._spaces.get(space)
+        if place is None:
+            return []
+        taken: list[tuple[int, str, str]] = []
+        while len(taken) < limit and (first := place.first()) is not None and first[0] <= now_ms:
+            heappop(place.heap)
+            if first not in taken[-1:]:  # a time that was taken away and given again stands there twice
+                taken.append(first)
+        for time in taken:
+            heappush(place.heap, time)
+        return [(scope, key, place.scopes[scope][key][0]) for _, scope, key in taken]
+
+    def next_expiry(self, space: str, after_ms: int = -1) -> int | None:
+        """See `KeyValueTable.next_expiry`."""
+        place = self._spaces.get(space)
+        if place is None or (first := place.first()) is None:
+            return None
+        if first[0] > after_ms:
+            return first[0]
+        return min((due_ms for due_ms in place.timed.values() if due_ms > after_ms), default=None)
 
     def directory(self, prefix: str) -> list[tuple[str, str]]:
         """See `Store.directory`."""
         found = (space for space in self._spaces if space.startswith(prefix))
-        return sorted((space, scope) for space in found for scope in self._spaces[space])
-
-
-@define(eq=False)
-class MemoryJobTable:
-    """`JobTable` in dicts keyed by `seq`, which therefore are in its order."""
-
-    _jobs: dict[int, Job] = field(factory=dict, init=False)
-    _dead: dict[int, DeadLetter] = field(factory=dict, init=False)
-    _destinations: set[Destination] = field(factory=set, init=False)
-    _once: dict[tuple[str, str], int] = field(factory=dict, init=False)  # key -> until, soonest first
-    _notes: dict[tuple[str, str], Note] = field(factory=dict, init=False)
-    _last_seq: int = field(default=0, init=False)
-
-    def append(self, jobs: Sequence[NewJob]) -> list[Job]:
-        """See `JobLog.append`."""
-        return [self._add(job) for job in jobs]
-
-    def append_once(self, jobs: Sequence[NewJob], once: Once) -> list[Job]:
-        """See `JobLog.append_once`."""
-        name = (once.queue, once.key)
-        if self._once.get(name, 0) > once.now_ms:
-            return []
-        over = [name for name, until_ms in islice(self._once.items(), EXPIRED_KEYS) if until_ms <= once.now_ms]
-        for one in over:
-            del self._once[one]
-        self._once.pop(name, None)
-        self._once[name] = once.until_ms
-        return self.append(jobs)
-
-    def headings(self, after: int, limit: int) -> list[Heading]:
-        """See `JobLog.headings`."""
-        return [
-            Heading(
-                *(job.seq, job.queue, job.namespace, job.function_id, job.group_id),
-                *(job.priority, job.attempts, job.created_at_ms, job.due_at_ms),
-            )
-            for job in self.load(after, limit)
-        ]
-
-    def load(self, after: int, limit: int) -> list[Job]:
-        """See `JobLog.load`."""
-        return list(islice((job for job in self._jobs.values() if job.seq > after), limit))
-
-    def ack(self, seq: int) -> bool:
-        """See `JobLog.ack`."""
-        return self._jobs.pop(seq, None) is not None
-
-    def retry(self, seq: int, attempts: int, due_at_ms: int, error: str) -> bool:
-        """See `JobLog.retry`."""
-        job = self._jobs.get(seq)
-        if job is None:
-            return False
-        self._jobs[seq] = evolve(job, attempts=attempts, due_at_ms=due_at_ms, error=error)
-        return True
-
-    def dead_letter(self, seq: int, attempts: int, error: str, failed_at_ms: int) -> bool:
-        """See `JobLog.dead_letter`."""
-        job = self._jobs.pop(seq, None)
-        if job is None:
-            return False
-        place = self._next_seq()
-        dead = evolve(job, seq=place, attempts=attempts, error=error)
-        self._dead[place] = DeadLetter(job=dead, failed_at_ms=failed_at_ms)
-        return True
-
-    def remove(self, seqs: Sequence[int]) -> int:
-        """See `JobLog.remove`."""
-        return sum(self.ack(seq) for seq in seqs)
-
-    def remove_unclaimed(self, queue: str, limit: int) -> int:
-        """See `JobLog.remove_unclaimed`."""
-        return self.remove([job.seq for job in self._unclaimed(queue, limit)])
-
-    def adopt(self, from_queue: str, to_queue: str, namespace: str, function_id: str, limit: int) -> list[Job]:
-        """See `JobLog.adopt`."""
-        found = self._unclaimed(from_queue, limit)
-        adopted = [evolve(job, queue=to_queue, namespace=namespace, function_id=function_id) for job in found]
-        self._jobs.update((job.seq, job) for job in adopted)
-        return adopted
-
-    def dead_letters(self, queues: Sequence[str], offset: int, limit: int) -> list[DeadLetter]:
-        """See `JobLog.dead_letters`."""
-        found = (letter for letter in reversed(self._dead.values()) if letter.job.queue in queues)
-        return list(islice(found, offset, offset + limit))
-
-    def dead_counts(self) -> dict[str, int]:
-        """See `JobLog.dead_counts`."""
-        counts: dict[str, int] = {}
-        for letter in self._dead.values():
-            counts[letter.job.queue] = counts.get(letter.job.queue, 0) + 1
-        return counts
-
-    def redrive(self, queue: str, limit: int, due_at_ms: int) -> list[Job]:
-        """See `JobLog.redrive`."""
-        found = list(islice((seq for seq, letter in self._dead.items() if letter.job.queue == queue), limit))
-        return [self._revive(seq, due_at_ms) for seq in found]
-
-    def redrive_one(self, queue: str, job_id: str, due_at_ms: int) -> Job | None:
-        """See `JobLog.redrive_one`."""
-        seq = self._find_dead(queue, job_id)
-        return None if seq is None else self._revive(seq, due_at_ms)
-
-    def discard(self, queue: str, job_id: str) -> bool:
-        """See `JobLog.discard`."""
-        seq = self._find_dead(queue, job_id)
-        return seq is not None and self._dead.pop(seq, None) is not None
-
-    def trim(self, queue: str, keep: int, before_ms: int, limit: int) -> Trimmed:
-        """See `JobLog.trim`."""
-        mine = [letter for letter in self._dead.values() if letter.job.queue == queue]
-        excess = max(0, len(mine) - keep)
-        old = [letter for place, letter in enumerate(mine) if place < excess or letter.failed_at_ms < before_ms]
-        for letter in old[:limit]:
-            del self._dead[letter.job.seq]
-        left = [letter.failed_at_ms for letter in self._dead.values() if letter.job.queue == queue]
-        return Trimmed(min(len(old), limit), min(left, default=None))
-
-    def remember(self, destination: Destination) -> bool:
-        """See `JobLog.remember`."""
-        if destination in self._destinations:
-            return False
-        self._destinations.add(destination)
-        return True
-
-    def forget(self, destination: Destination) -> bool:
-        """See `JobLog.forget`."""
-        if destination not in self._destinations:
-            return False
-        self._destinations.remove(destination)
-        return True
-
-    def destinations(self) -> list[Destination]:
-        """See `JobLog.destinations`."""
-        return sorted(self._destinations)
-
-    def note(self, note: Note) -> bool:
-        """See `JobLog.note`."""
-        known = (note.kind, note.name) in self._notes
-        self._notes[note.kind, note.name] = note
-        return known
-
-    def drop_note(self, kind: str, name: str) -> bool:
-        """See `JobLog.note`."""
-        return self._notes.pop((kind, name), None) is not None
-
-    def notes(self) -> list[Note]:
-        """See `JobLog.notes`."""
-        return [self._notes[name] for name in sorted(self._notes)]
-
-    def _unclaimed(self, queue: str, limit: int) -> list[Job]:
-        found = (job for job in self._jobs.values() if job.queue == queue and job.function_id is None)
-        return list(islice(found, limit))
-
-    def _next_seq(self) -> int:
-        self._last_seq += 1
-        return self._last_seq
-
-    def _add(self, new: NewJob) -> Job:
-        job = Job.numbered(self._next_seq(), new)
-        self._jobs[job.seq] = job
-        return job
-
-    def _find_dead(self, queue: str, job_id: str) -> int | None:
-        for seq, letter in self._dead.items():
-            if letter.job.queue == queue and job_id in (letter.job.id, letter.job.message_id):
-                return seq
-        return None
-
-    def _revive(self, seq: int, due_at_ms: int) -> Job:
-        job = evolve(self._dead.pop(seq).job, seq=self._next_seq(), attempts=0, error=None, due_at_ms=due_at_ms)
-        self._jobs[job.seq] = job
-        return job
+        return sorted((space, scope) for space in found for scope in self._spaces[space].scopes)
 
 
 @define(eq=False)

@@ -19,7 +19,8 @@ from ..protocol.limits import STORE_BYTES, STORE_OPS
 from .backup import Snapshot, take_snapshot
 from .desk import FLUSH_S, Desk
 from .handles import JobLogHandle, KeyValueHandle
-from .interfaces import Fsync, OnDone, StoreStatistics
+from .interfaces import Fsync, StoreStatistics
+from .results import OnDone
 from .sqlite_file import SqliteFile, open_file
 from .sqlite_threads import Threads
 

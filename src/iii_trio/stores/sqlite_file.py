@@ -19,10 +19,15 @@ from ..protocol import limits
 from ..protocol.errors import StoreError
 from . import sqlite_check, sqlite_jobs, sqlite_kv
 from .desk import Submission, carry_out
-from .interfaces import Failed, Fsync, StoreInUse
+from .interfaces import Fsync
+from .results import Failed, StoreInUse
 from .tables import Tables
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = ((*sqlite_kv.SCHEMA, *sqlite_jobs.SCHEMA, *sqlite_check.SCHEMA),)
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (*sqlite_kv.SCHEMA, *sqlite_jobs.SCHEMA, *sqlite_check.SCHEMA),
+    sqlite_kv.EXPIRY,
+    sqlite_jobs.ORDER,
+)
 """Statements that lead from version n to n + 1; a version once released never changes."""
 
 APPLICATION_ID: Final = 0x69696974
@@ -53,24 +58,39 @@ class SqliteFile:
     groups: int = field(default=0, init=False)
     largest_group: int = field(default=0, init=False)
     failed_groups: int = field(default=0, init=False)
+    unforced: bool = field(default=False, init=False)
+    """Whether something that was committed is not on the disk yet; the next forced commit, or `force`, puts it there."""
+    _forcing: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.tables = tables_of(self._connection)
+        self._forcing = self.fsync is Fsync.ALWAYS
 
-    def commit(self, group: Sequence[Submission]) -> None:
+    def commit(self, group: Sequence[Submission], *, forced: bool = True) -> None:
         """Carry out the group in one transaction and commit it; every submission has its result afterwards.
+
+        What is not `forced` is in the file, as far as the operating system is concerned, but not on the disk yet. (The
+        same log holds all of it, in order: to force a later commit forces those before it.)
 
         If the transaction does not reach the disk, every write in it has failed and nothing was changed; reads are
         answered from what stands. (After a failed sync only the disk knows what it kept: should the process die before
         the next commit, SQLite may find the group complete in the log.)
         """
+        changes = self._connection.total_changes
         try:
+            if self.fsync is Fsync.ALWAYS and forced is not self._forcing:
+                self._connection.execute(
+                    f"PRAGMA synchronous = {_SYNCHRONOUS[Fsync.ALWAYS if forced else Fsync.INTERVAL]}"
+                )
+                self._forcing = forced
             self._connection.execute("BEGIN IMMEDIATE")
             carry_out(group, self.tables)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._give_up(group, error)
         else:
+            if self._connection.total_changes != changes:  # what changes nothing writes nothing, and forces nothing
+                self.unforced = not self._forcing and self.fsync is not Fsync.NEVER
             self.groups += 1
             self.largest_group = max(self.largest_group, len(group))
 
@@ -95,12 +115,13 @@ class SqliteFile:
         return connection
 
     def force(self) -> None:
-        """Force the write-ahead log to the disk (`Fsync.INTERVAL`); the database file follows at checkpoints."""
+        """Force the write-ahead log to the disk; the database file follows at checkpoints."""
         log = os.open(f"{self.path}-wal", os.O_RDONLY)
         try:
             os.fsync(log)
         finally:
             os.close(log)
+        self.unforced = False
 
     def close(self) -> None:
         """Move the log into the database, close it and let others have it."""
@@ -249,6 +270,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, fsync: Fsync) -> None:
         raise StoreError(f"{path} lies where SQLite cannot keep a write-ahead log. Keep the data on a local disk.")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}").fetchall()
     connection.execute("PRAGMA cell_size_check = ON")
+    sqlite_jobs.prepare(connection)
     connection.execute("BEGIN IMMEDIATE")
     for migration in MIGRATIONS[version:]:
         for statement in migration:

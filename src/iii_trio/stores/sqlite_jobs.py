@@ -12,7 +12,23 @@ from typing import Any, Final
 from attrs import evolve
 
 from .checksums import checksum, damaged
-from .interfaces import DeadLetter, Destination, Heading, Job, NewJob, Note, Once, Trimmed
+from .interfaces import (
+    Census,
+    DeadLetter,
+    Destination,
+    Heading,
+    Job,
+    LaneCensus,
+    LaneKey,
+    NewJob,
+    Note,
+    Once,
+    Page,
+    Promoted,
+    QueueCensus,
+    Stretch,
+    Trimmed,
+)
 
 _COMMON: Final = """seq INTEGER PRIMARY KEY, id TEXT NOT NULL, queue TEXT NOT NULL, namespace TEXT NOT NULL,
     function_id TEXT, max_attempts INTEGER NOT NULL, backoff_ms INTEGER NOT NULL, created_at_ms INTEGER NOT NULL,
@@ -40,6 +56,19 @@ SCHEMA: Final = (
     "CREATE UNIQUE INDEX notes_key ON notes(kind, name)",
 )
 
+ORDER: Final = (
+    "ALTER TABLE jobs ADD COLUMN deliveries INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE jobs ADD COLUMN delayed INTEGER NOT NULL DEFAULT 0",
+    """UPDATE jobs SET delayed = 1, checksum = job_checksum_delayed(id, queue, namespace, function_id, payload,
+    max_attempts, backoff_ms, created_at_ms, due_at_ms, group_id, traceparent, baggage, message_id, metadata, priority,
+    seq, attempts, error, checksum) WHERE due_at_ms > created_at_ms OR attempts > 0""",
+    """CREATE INDEX jobs_targets ON jobs(queue, namespace, function_id, priority DESC, seq)
+    WHERE delayed = 0 AND function_id IS NOT NULL""",
+    "CREATE INDEX jobs_groups ON jobs(queue, ifnull(group_id, ''), seq, delayed)",
+    "CREATE INDEX jobs_delayed ON jobs(queue, due_at_ms, created_at_ms) WHERE delayed = 1",
+)
+"""The migration that gives jobs their order in the file: by function, by group, and by time while they are delayed."""
+
 EXPIRED_KEYS: Final = 100
 """Keys dropped, if their time is over, for each that is taken."""
 
@@ -48,29 +77,49 @@ _NAMES: Final = (
     *("id", "queue", "namespace", "function_id", "payload", "max_attempts", "backoff_ms", "created_at_ms", "due_at_ms"),
     *("group_id", "traceparent", "baggage", "message_id", "metadata", "priority", "seq", "attempts", "error"),
 )
-_WIDTH: Final = len(_NAMES)
+_STATE: Final = ("deliveries", "delayed")  # of live jobs only
+_WIDTH: Final = len(_NAMES) + len(_STATE)
 _PAYLOAD: Final = _NAMES.index("payload")
 _METADATA: Final = _NAMES.index("metadata")
-_short: Final = itemgetter(*(index for index in range(_WIDTH) if index not in (_PAYLOAD, _METADATA)))
+_short: Final = itemgetter(*(index for index in range(len(_NAMES)) if index not in (_PAYLOAD, _METADATA)))
 _as_row: Final = attrgetter(*_NAMES)
 
-JOB_COLUMNS: Final = f"{', '.join(_NAMES)}, NULL, checksum"
-DEAD_COLUMNS: Final = f"{', '.join(_NAMES)}, failed_at_ms, checksum"
+# Before the checksum stands what it covers beside the names: of a live job its state, of a dead one its time.
+JOB_COLUMNS: Final = f"{', '.join((*_NAMES, *_STATE))}, nullif(2 * deliveries + delayed, 0), checksum"
+DEAD_COLUMNS: Final = f"{', '.join(_NAMES)}, 0, 0, failed_at_ms, checksum"
 DESTINATION_COLUMNS: Final = "topic, namespace, function_id, checksum"
 KEY_COLUMNS: Final = "queue, key, until_ms, checksum"
 NOTE_COLUMNS: Final = "kind, name, value, checksum"
-_HEADING_COLUMNS: Final = "seq, queue, namespace, function_id, group_id, priority, attempts, created_at_ms, due_at_ms"
+_HEADING_NAMES: Final = (
+    *("seq", "queue", "namespace", "function_id", "group_id", "priority", "attempts"),
+    *("created_at_ms", "due_at_ms", "deliveries", "delayed"),
+)
+_HEADING_COLUMNS: Final = ", ".join(_HEADING_NAMES)
+_heading: Final = itemgetter(*((*_NAMES, *_STATE).index(name) for name in _HEADING_NAMES))
 
 _SELECT: Final = f"SELECT {JOB_COLUMNS} FROM jobs"
 _SELECT_DEAD: Final = f"SELECT {DEAD_COLUMNS} FROM dead"
-_PLACES: Final = ", ".join("?" * (_WIDTH + 1))
-_INSERT: Final = f"INSERT INTO jobs ({', '.join(_NAMES)}, checksum) VALUES ({_PLACES})"
-_INSERT_DEAD: Final = f"INSERT INTO dead ({', '.join(_NAMES)}, failed_at_ms, checksum) VALUES ({_PLACES}, ?)"
+_PLACES: Final = ", ".join("?" * len(_NAMES))
+_INSERT: Final = f"INSERT INTO jobs ({', '.join((*_NAMES, *_STATE))}, checksum) VALUES ({_PLACES}, ?, ?, ?)"
+_INSERT_DEAD: Final = f"INSERT INTO dead ({', '.join(_NAMES)}, failed_at_ms, checksum) VALUES ({_PLACES}, ?, ?)"
+
+_TARGET: Final = "queue = ? AND delayed = 0 AND namespace = ? AND function_id = ?"
+_OF_PRIORITY: Final = (
+    f"{_SELECT} INDEXED BY jobs_targets WHERE {_TARGET} AND priority = ? AND seq > ? ORDER BY seq LIMIT ?"
+)
+_OF_LOWER: Final = (
+    f"{_SELECT} INDEXED BY jobs_targets WHERE {_TARGET} AND priority < ? ORDER BY priority DESC, seq LIMIT ?"
+)
+_GROUP: Final = "queue = ? AND ifnull(group_id, '')"
+_OF_GROUP: Final = f"{_SELECT} INDEXED BY jobs_groups WHERE {_GROUP} = ? AND seq > ? ORDER BY seq LIMIT ?"
+_DUE: Final = (
+    f"{_SELECT} INDEXED BY jobs_delayed WHERE queue = ? AND delayed = 1 AND due_at_ms <= ? ORDER BY due_at_ms LIMIT ?"
+)
 
 
 def sound(row: tuple[Any, ...]) -> bool:
     """Whether a row of `JOB_COLUMNS` or `DEAD_COLUMNS` matches its checksum."""
-    return bool(_checksum(row, row[_WIDTH]) == row[-1])
+    return bool(_checksum(row, row[-2]) == row[-1])
 
 
 def sound_short(row: tuple[Any, ...]) -> bool:
@@ -78,8 +127,21 @@ def sound_short(row: tuple[Any, ...]) -> bool:
     return bool(checksum(row[:3]) == row[3])
 
 
-def _checksum(row: tuple[Any, ...], failed_at_ms: int | None = None) -> int:
-    return checksum((*_short(row), failed_at_ms), row[_PAYLOAD], row[_METADATA])
+def _checksum(row: tuple[Any, ...], beside: int | None) -> int:
+    return checksum((*_short(row), beside), row[_PAYLOAD], row[_METADATA])
+
+
+def _live_checksum(job: Job) -> int:
+    return _checksum(_as_row(job), 2 * job.deliveries + job.delayed or None)
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Give a connection the functions that migrations call."""
+
+    def delayed(*row: Any) -> Any:
+        return _checksum(row, 1) if _checksum(row, None) == row[-1] else row[-1]  # what is damaged stays so
+
+    connection.create_function("job_checksum_delayed", len(_NAMES) + 1, delayed)
 
 
 def _job(row: tuple[Any, ...]) -> Job:
@@ -113,6 +175,99 @@ class SqliteJobTable:
         ).rowcount
         return self.append(jobs) if taken else []
 
+    def census(self) -> Census:
+        """See `JobLog.census`."""
+        counts = "SELECT queue, count(*), sum(delayed) FROM jobs INDEXED BY jobs_groups GROUP BY queue"
+        times = (
+            "SELECT queue, min(due_at_ms), max(created_at_ms) FROM jobs INDEXED BY jobs_delayed WHERE delayed = 1 "
+            "GROUP BY queue"
+        )
+        delayed = {queue: (due_ms, since_ms) for queue, due_ms, since_ms in self._execute(times)}
+        return Census(
+            tuple(
+                QueueCensus(queue, live, late, delayed[queue][0] if late else None)
+                for queue, live, late in self._execute(counts)
+            ),
+            self._last_seq,
+            max((since_ms for _, since_ms in delayed.values()), default=0),
+        )
+
+    def lanes(self, queue: str, by_group: bool, after: LaneKey | None, limit: int) -> list[LaneCensus]:
+        """See `JobLog.lanes`."""
+        behind, (first, second) = (">=", ("", "")) if after is None else (">", after)
+        if by_group:
+            rows = self._execute(
+                f"SELECT lane, waiting, late, {_HEADING_COLUMNS} FROM (SELECT ifnull(group_id, '') AS lane, "
+                "count(*) AS size, count(*) - sum(delayed) AS waiting, sum(delayed) AS late, min(seq) AS head "
+                f"FROM jobs INDEXED BY jobs_groups WHERE {_GROUP} {behind} ? "
+                "GROUP BY ifnull(group_id, '') ORDER BY ifnull(group_id, '') LIMIT ?) JOIN jobs ON seq = head "
+                "ORDER BY lane",
+                (queue, second, limit),
+            )
+            return [LaneCensus(("", row[0]), row[1], row[2], Heading(*row[3:])) for row in rows]
+        counted = self._execute(
+            "SELECT namespace, function_id, count(*) FROM jobs INDEXED BY jobs_targets WHERE queue = ? AND "
+            f"delayed = 0 AND function_id IS NOT NULL AND (namespace, function_id) {behind} (?, ?) "
+            "GROUP BY namespace, function_id ORDER BY namespace, function_id LIMIT ?",
+            (queue, first, second, limit),
+        ).fetchall()
+        head = (
+            f"SELECT {_HEADING_COLUMNS} FROM jobs INDEXED BY jobs_targets WHERE {_TARGET} "
+            "ORDER BY priority DESC, seq LIMIT 1"
+        )
+        return [
+            LaneCensus((namespace, function_id), waiting, 0, Heading(*row))
+            for namespace, function_id, waiting in counted
+            for row in self._execute(head, (queue, namespace, function_id))
+        ]
+
+    def pages(self, queue: str, stretches: Sequence[Stretch], max_bytes: int) -> list[Page]:
+        """See `JobLog.pages`."""
+        answer: list[Page] = []
+        for stretch in stretches:
+            rows = self._stretch(queue, stretch)
+            page, max_bytes = _page(rows, max_bytes)
+            answer.append(page)
+        return answer
+
+    def _stretch(self, queue: str, stretch: Stretch) -> list[tuple[Any, ...]]:
+        if stretch.by_group:
+            return self._execute(_OF_GROUP, (queue, stretch.key[1], stretch.seq, stretch.limit)).fetchall()
+        lane, limit = (queue, *stretch.key), stretch.limit
+        rows = self._execute(_OF_PRIORITY, (*lane, stretch.priority, stretch.seq, limit)).fetchall()
+        if len(rows) < limit:
+            rows += self._execute(_OF_LOWER, (*lane, stretch.priority, limit - len(rows))).fetchall()
+        return rows
+
+    def promote(self, queue: str, now_ms: int, limit: int, max_bytes: int) -> Promoted:
+        """See `JobLog.promote`."""
+        jobs: Page = []
+        statement = "UPDATE jobs SET delayed = 0, checksum = ? WHERE seq = ?"
+        for row in self._execute(_DUE, (queue, now_ms, limit)).fetchall():
+            if not sound(row):
+                heading = evolve(Heading(*_heading(row)), delayed=False)
+                self._execute(statement, (row[-1], heading.seq))  # it stays damaged, and is found to be when delivered
+                jobs.append(heading)
+                continue
+            job = evolve(Job(*row[:_WIDTH]), delayed=False)
+            self._execute(statement, (_live_checksum(job), job.seq))
+            max_bytes -= len(job.payload)
+            jobs.append(job if max_bytes >= 0 else evolve(Heading(*_heading(row)), delayed=False))
+        first = "SELECT min(due_at_ms) FROM jobs INDEXED BY jobs_delayed WHERE queue = ? AND delayed = 1"
+        return Promoted(jobs, self._execute(first, (queue,)).fetchone()[0])
+
+    def clear(self, queue: str, through: int, spared: Sequence[int], limit: int) -> list[Heading]:
+        """See `JobLog.clear`."""
+        places = ", ".join("?" * len(spared))
+        found = (
+            f"SELECT {_HEADING_COLUMNS} FROM jobs INDEXED BY jobs_groups WHERE queue = ? AND seq <= ? "
+            f"AND seq NOT IN ({places}) LIMIT ?"
+        )
+        headings = [Heading(*row) for row in self._execute(found, (queue, through, *spared, limit))]
+        for heading in headings:
+            self.ack(heading.seq)
+        return headings
+
     def headings(self, after: int, limit: int) -> list[Heading]:
         """See `JobLog.headings`. Checksums were looked at when the file was opened, and are again on delivery."""
         statement = f"SELECT {_HEADING_COLUMNS} FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
@@ -126,14 +281,17 @@ class SqliteJobTable:
         """See `JobLog.ack`."""
         return self._execute("DELETE FROM jobs WHERE seq = ?", (seq,)).rowcount > 0
 
-    def retry(self, seq: int, attempts: int, due_at_ms: int, error: str) -> bool:
+    def retry(self, seq: int, attempts: int, deliveries: int, due_at_ms: int, error: str) -> bool:
         """See `JobLog.retry`."""
         job = self._find(seq)
         if job is None:
             return False
-        failed = evolve(job, attempts=attempts, due_at_ms=due_at_ms, error=error)
-        statement = "UPDATE jobs SET attempts = ?, due_at_ms = ?, error = ?, checksum = ? WHERE seq = ?"
-        self._execute(statement, (attempts, due_at_ms, error, _checksum(_as_row(failed)), seq))
+        failed = evolve(job, attempts=attempts, deliveries=deliveries, due_at_ms=due_at_ms, error=error, delayed=True)
+        self._execute(
+            "UPDATE jobs SET attempts = ?, deliveries = ?, due_at_ms = ?, error = ?, delayed = 1, checksum = ? "
+            "WHERE seq = ?",
+            (attempts, deliveries, due_at_ms, error, _live_checksum(failed), seq),
+        )
         return True
 
     def dead_letter(self, seq: int, attempts: int, error: str, failed_at_ms: int) -> bool:
@@ -162,7 +320,7 @@ class SqliteJobTable:
         for job in jobs:
             self._execute(
                 "UPDATE jobs SET queue = ?, namespace = ?, function_id = ?, checksum = ? WHERE seq = ?",
-                (to_queue, namespace, function_id, _checksum(_as_row(job)), job.seq),
+                (to_queue, namespace, function_id, _live_checksum(job), job.seq),
             )
         return jobs
 
@@ -172,7 +330,7 @@ class SqliteJobTable:
         rows = self._execute(
             f"{_SELECT_DEAD} WHERE queue IN ({places}) ORDER BY seq DESC LIMIT ? OFFSET ?", (*queues, limit, offset)
         )
-        return [DeadLetter(job=_job(row), failed_at_ms=row[_WIDTH]) for row in rows]
+        return [DeadLetter(job=_job(row), failed_at_ms=row[-2]) for row in rows]
 
     def dead_counts(self) -> dict[str, int]:
         """See `JobLog.dead_counts`."""
@@ -256,8 +414,7 @@ class SqliteJobTable:
         return self._last_seq
 
     def _insert(self, job: Job) -> Job:
-        row = _as_row(job)
-        self._execute(_INSERT, (*row, _checksum(row)))
+        self._execute(_INSERT, (*_as_row(job), job.deliveries, job.delayed, _live_checksum(job)))
         return job
 
     def _find(self, seq: int) -> Job | None:
@@ -274,4 +431,18 @@ class SqliteJobTable:
 
     def _revive(self, dead: Job, due_at_ms: int) -> Job:
         self._execute("DELETE FROM dead WHERE seq = ?", (dead.seq,))
-        return self._insert(evolve(dead, seq=self._next_seq(), attempts=0, error=None, due_at_ms=due_at_ms))
+        job = evolve(dead, seq=self._next_seq(), attempts=0, error=None, due_at_ms=due_at_ms, deliveries=1)
+        return self._insert(job)
+
+
+def _page(rows: list[tuple[Any, ...]], max_bytes: int) -> tuple[Page, int]:
+    """Rows of `JOB_COLUMNS` as a page, and the bytes that are left."""
+    page: Page = []
+    for row in rows:
+        payload = row[_PAYLOAD]
+        if isinstance(payload, bytes) and len(payload) <= max_bytes and sound(row):
+            max_bytes -= len(payload)
+            page.append(Job(*row[:_WIDTH]))
+        else:
+            page.append(Heading(*_heading(row)))
+    return page, max_bytes

@@ -25,6 +25,12 @@ GROUP_OPS = limits.STORE_GROUP_OPS
 GROUP_BYTES = limits.STORE_GROUP_BYTES
 """Bytes after which a transaction takes no further operation."""
 
+PATIENCE_S = 0.002
+"""How long patient operations wait for one that is not, to share its transaction and its place on the disk."""
+
+UNFORCED_S = 1.0
+"""The longest that something answered stays unforced where every write is to be forced (`JobLog.ack`)."""
+
 _logger = logging.getLogger(__name__)
 
 _Line = queue.SimpleQueue[Submission | None]
@@ -97,16 +103,21 @@ class Threads:
             try:
                 group, stopping = _drain(self._writes, None if force_at is None else max(0.0, force_at - monotonic()))
             except queue.Empty:
-                force_at = self._force()
-                continue
+                group = []
             if group:
-                self._file.commit(group)
-                self._tell(self._desk.finish, group)
-            if force_at is None and self._file.fsync is Fsync.INTERVAL:
-                force_at = monotonic() + self._fsync_interval_s
+                self._file.commit(group, forced=any(one.forced for one in group))
+                self._tell(self._desk.hand_back, group)
+            force_at = self._force_in_time(force_at)
 
-    def _force(self) -> float | None:
-        """Force the log now; returns when to try again if the disk refuses."""
+    def _force_in_time(self, force_at: float | None) -> float | None:
+        """Force the log if `force_at` has come; returns when to do so, or to try again if the disk refuses."""
+        if not self._file.unforced:
+            return None
+        now = monotonic()
+        if force_at is None:
+            return now + (UNFORCED_S if self._file.fsync is Fsync.ALWAYS else self._fsync_interval_s)
+        if now < force_at:
+            return force_at
         try:
             self._file.force()
         except OSError as error:
@@ -124,7 +135,7 @@ class Threads:
                 for submission in group:
                     read(submission, tables, self._file.path)
                 if group:
-                    self._tell(self._desk.finish, group)
+                    self._tell(self._desk.hand_back, group)
         finally:
             connection.close()
 
@@ -133,14 +144,17 @@ def _drain(line: _Line, wait_s: float | None) -> tuple[list[Submission], bool]:
     """The next group, and whether the end was reached; `queue.Empty` if nothing came within `wait_s`."""
     group: list[Submission] = []
     size = 0
+    patient, until = True, 0.0
     submission = line.get(timeout=wait_s)
     while submission is not None:
         group.append(submission)
         size += submission.size
         if len(group) >= GROUP_OPS or size >= GROUP_BYTES:
             return group, False
+        patient = patient and submission.patient
+        until = until or (monotonic() + PATIENCE_S if patient else 0.0)
         try:
-            submission = line.get_nowait()
+            submission = line.get(timeout=max(0.0, until - monotonic())) if patient else line.get_nowait()
         except queue.Empty:
             return group, False
     return group, True

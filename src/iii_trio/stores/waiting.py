@@ -11,23 +11,24 @@ import trio
 from attrs import frozen
 
 from .interfaces import (
-    A,
-    Change,
+    Census,
     DeadLetter,
     Destination,
     Heading,
     Job,
     JobLog,
-    KeyValue,
+    LaneCensus,
+    LaneKey,
     NewJob,
     Note,
     Once,
-    OnDone,
-    Result,
-    T,
+    Page,
+    Promoted,
+    Stretch,
     Trimmed,
-    Updated,
 )
+from .key_value import Beside, Change, Expired, KeyValue, Look, Updated
+from .results import A, OnDone, Result, T
 
 
 async def settle(submit: Callable[[OnDone[T]], None]) -> T:
@@ -61,25 +62,71 @@ class WaitingKeyValue:
 
     kv: KeyValue
 
-    async def get(self, scope: str, key: str) -> bytes | None:
+    async def get(self, scope: str, key: str, *, now_ms: int = 0) -> bytes | None:
         """See `KeyValue.get`."""
         await self.kv.room()
-        return await settle(lambda done: self.kv.get(scope, key, done))
+        return await settle(lambda done: self.kv.get(scope, key, done, now_ms=now_ms))
 
-    async def set(self, scope: str, key: str, value: bytes) -> bytes | None:
+    async def set(
+        self,
+        scope: str,
+        key: str,
+        value: bytes,
+        *,
+        expires_at_ms: int | None = None,
+        beside: Beside | None = None,
+    ) -> bytes | None:
         """See `KeyValue.set`."""
         await self.kv.room()
-        return await settle(lambda done: self.kv.set(scope, key, value, done))
+        return await settle(
+            lambda done: self.kv.set(scope, key, value, done, expires_at_ms=expires_at_ms, beside=beside)
+        )
 
-    async def delete(self, scope: str, key: str) -> bytes | None:
+    async def delete(self, scope: str, key: str, *, beside: Beside | None = None) -> bytes | None:
         """See `KeyValue.delete`."""
         await self.kv.room()
-        return await settle(lambda done: self.kv.delete(scope, key, done))
+        return await settle(lambda done: self.kv.delete(scope, key, done, beside=beside))
 
-    async def update(self, scope: str, key: str, change: Callable[[bytes | None], Change[A]]) -> Updated[A]:
+    async def update(
+        self,
+        scope: str,
+        key: str,
+        change: Callable[[bytes | None], Change[A]],
+        *,
+        expires_at_ms: int | None = None,
+        beside: Beside | None = None,
+    ) -> Updated[A]:
         """See `KeyValue.update`."""
         await self.kv.room()
-        return await settle(lambda done: self.kv.update(scope, key, change, done))
+        return await settle(
+            lambda done: self.kv.update(scope, key, change, done, expires_at_ms=expires_at_ms, beside=beside)
+        )
+
+    async def expire(self, now_ms: int, limit: int, *, place: tuple[str, str] | None = None) -> Expired:
+        """See `KeyValue.expire`."""
+        await self.kv.room()
+        return await settle(lambda done: self.kv.expire(now_ms, limit, done, place=place))
+
+    async def next_expiry(self) -> int | None:
+        """See `KeyValue.next_expiry`."""
+        await self.kv.room()
+        return await settle(lambda done: self.kv.next_expiry(done))
+
+    async def scan(
+        self,
+        scope: str,
+        look: Look[T],
+        *,
+        by_key: bool = False,
+        prefix: str = "",
+        after: str | None = None,
+        now_ms: int = 0,
+    ) -> T:
+        """See `KeyValue.scan`."""
+        await self.kv.room()
+        return await settle(
+            lambda done: self.kv.scan(scope, look, done, by_key=by_key, prefix=prefix, after=after, now_ms=now_ms)
+        )
 
     async def values(self, scope: str) -> list[bytes]:
         """See `KeyValue.values`."""
@@ -96,10 +143,12 @@ class WaitingKeyValue:
         await self.kv.room()
         return await settle(lambda done: self.kv.values_in_line(scope, done))
 
-    async def scopes(self) -> list[str]:
+    async def scopes(
+        self, *, prefix: str = "", after: str | None = None, limit: int | None = None, now_ms: int = 0
+    ) -> list[str]:
         """See `KeyValue.scopes`."""
         await self.kv.room()
-        return await settle(lambda done: self.kv.scopes(done))
+        return await settle(lambda done: self.kv.scopes(done, prefix=prefix, after=after, limit=limit, now_ms=now_ms))
 
 
 @frozen
@@ -133,10 +182,32 @@ class WaitingJobLog:
         await self.log.room()
         return await settle(lambda done: self.log.ack(seq, done))
 
-    async def retry(self, seq: int, attempts: int, due_at_ms: int, error: str) -> bool:
+    async def census(self) -> Census:
+        """See `JobLog.census`."""
+        await self.log.room()
+        return await settle(self.log.census)
+
+    async def lanes(
+        self, queue: str, by_group: bool, after: LaneKey | None = None, limit: int = 1000
+    ) -> list[LaneCensus]:
+        """See `JobLog.lanes`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.lanes(queue, by_group, after, limit, done))
+
+    async def pages(self, queue: str, stretches: Sequence[Stretch], max_bytes: int) -> list[Page]:
+        """See `JobLog.pages`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.pages(queue, stretches, max_bytes, done))
+
+    async def promote(self, queue: str, now_ms: int, limit: int = 1000, max_bytes: int = 0) -> Promoted:
+        """See `JobLog.promote`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.promote(queue, now_ms, limit, max_bytes, done))
+
+    async def retry(self, seq: int, attempts: int, deliveries: int, due_at_ms: int, error: str) -> bool:
         """See `JobLog.retry`."""
         await self.log.room()
-        return await settle(lambda done: self.log.retry(seq, attempts, due_at_ms, error, done))
+        return await settle(lambda done: self.log.retry(seq, attempts, deliveries, due_at_ms, error, done))
 
     async def dead_letter(self, seq: int, attempts: int, error: str, failed_at_ms: int) -> bool:
         """See `JobLog.dead_letter`."""
@@ -147,6 +218,11 @@ class WaitingJobLog:
         """See `JobLog.remove`."""
         await self.log.room()
         return await settle(lambda done: self.log.remove(seqs, done))
+
+    async def clear(self, queue: str, through: int, spared: Sequence[int] = (), limit: int = 1000) -> list[Heading]:
+        """See `JobLog.clear`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.clear(queue, through, spared, limit, done))
 
     async def remove_unclaimed(self, queue: str, limit: int = 1000) -> int:
         """See `JobLog.remove_unclaimed`."""

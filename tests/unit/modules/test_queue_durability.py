@@ -20,7 +20,7 @@ ONE = configured(one=QueueSettings(concurrency=1, max_retries=3, backoff_ms=1000
 
 GUARDED = {
     *("append", "ack", "retry", "dead_letter", "redrive", "redrive_one", "discard", "dead_letters"),
-    *("remove", "note", "trim"),
+    *("clear", "note", "trim"),
 }
 
 
@@ -38,15 +38,15 @@ class Unsteady:
         if name not in GUARDED:
             return operation
 
-        def guarded(*args: Any) -> None:
+        def guarded(*args: Any, **how: Any) -> None:
             *rest, on_done = args
             if self.refusing.get(name, 0):
                 self.refusing[name] -= 1
                 trio.lowlevel.current_trio_token().run_sync_soon(on_done, Failed(self.error))
             elif self.held is not None and name != "append":
-                self.held.append(lambda: operation(*args))
+                self.held.append(lambda: operation(*args, **how))
             else:
-                operation(*rest, on_done)
+                operation(*rest, on_done, **how)
 
         return guarded
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import trio
-from queue_harness import BASE, World, configured, open_world
+from queue_harness import BASE, World, configured, open_world, topic_defaults
 from trio.testing import MockClock
 
 from iii_trio.config import QueueModuleSettings, QueueSettings
 from iii_trio.engine import Clock, open_engine
+from iii_trio.stores import WaitingJobLog
 from iii_trio.testing.raw import RawPort, RawWorker, open_port
 
 ONCE = configured(default=QueueSettings(max_retries=2, backoff_ms=100))
@@ -214,3 +215,96 @@ async def test_an_enqueue_frame_may_carry_delay_priority_and_key(autojump_clock:
         assert round(handler.seen[0].at - start) == 3
         refused = await worker.ask("f", {}, action={**action, "priority": 256})
         assert "`priority` must be at most 255" in refused["error"]["message"]
+
+
+async def test_a_caller_without_a_receipt_in_time_is_told_at_its_deadline(autojump_clock: MockClock) -> None:
+    async with frames() as (_, port, worker):
+        provider = await port.connect(name="provider")
+        provider.register("engine::queue::enqueue")
+        await provider.settled()
+        start = trio.current_time()
+        asked = worker.call("f", {"n": 1}, deadline_ms=1_500, **enqueued("any"))
+        request = await provider.next("invokefunction")
+        answer = await worker.result(asked)
+        assert 1.5 <= trio.current_time() - start < 1.6
+        assert answer["error"]["code"] == "TIMEOUT"
+        assert answer["error"]["message"].startswith("no receipt within 1500 ms")
+        provider.answer(request, result={"messageReceiptId": "late"})
+        await provider.settled()
+        assert not [frame for frame in worker.frames if frame["type"] == "invocationresult"]
+        # a provider's own deadline is the provider's error
+        asked = worker.call("f", {"n": 2}, deadline_ms=60_000, **enqueued("any"))
+        request = await provider.next("invokefunction")
+        provider.answer(request, error={"code": "TIMEOUT", "message": "redis"})
+        error = (await worker.result(asked))["error"]
+        assert error == {"code": "enqueue_error", "message": "TIMEOUT: redis"}
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored", "delivered"),
+    [
+        ({"traceparent": TRACE}, ["iii.function.id=f"], ["iii.function.id=f"]),
+        (
+            {"traceparent": TRACE, "baggage": "a=1, iii.function.id=caller ,b=2"},
+            ["a=1", "b=2", "iii.function.id=f"],
+            ["a=1", "b=2", "iii.function.id=f"],
+        ),
+        (
+            {"baggage": "iii.tag.kind=x,a=1;p=2,iii.tag.display_name=y%20z, iii.tag.hidden = 1,iii.tag.other=3"},
+            [
+                *("a=1;p=2", "iii.function.id=f", "iii.tag.display_name=y%20z", "iii.tag.hidden = 1", "iii.tag.kind=x"),
+                "iii.tag.other=3",
+            ],
+            ["a=1;p=2", "iii.function.id=f", "iii.tag.other=3"],
+        ),
+        ({}, None, None),
+        ({"traceparent": "", "baggage": ""}, None, None),
+    ],
+)
+async def test_trace_context_is_stored_and_stays_over_retry_death_and_redrive(
+    autojump_clock: MockClock, sent: dict[str, str], stored: list[str] | None, delivered: list[str] | None
+) -> None:
+    def parts(baggage: Any) -> list[str] | None:
+        return None if baggage is None else sorted(part.strip() for part in baggage.split(","))
+
+    async with frames(ONCE) as (world, _, worker):
+        worker.register("f")
+        await worker.settled()
+        answer = await worker.ask("f", {"n": 1}, **enqueued("default", **sent))
+        assert (answer.get("traceparent"), answer.get("baggage")) == (
+            sent.get("traceparent") or None,
+            sent.get("baggage") or None,
+        )
+        for attempt in range(4):
+            delivery = await worker.next("invokefunction")
+            assert delivery.get("traceparent") == (sent.get("traceparent") or None)
+            assert parts(delivery.get("baggage")) == delivered
+            worker.answer(delivery, error={"code": "e", "message": "no"})
+            if attempt == 1:
+                await world.wait_dead("default", 1)
+                (letter,) = await WaitingJobLog(world.log.log).dead_letters(["queue@default"], 0, 9)
+                assert parts(letter.job.baggage) == stored
+                assert await world.ask("iii::queue::redrive", {"queue": "default"}) == {
+                    "queue": "default",
+                    "redriven": 1,
+                }
+        await world.wait_dead("default", 1)
+
+
+async def test_a_topics_message_keeps_its_publishers_context(autojump_clock: MockClock) -> None:
+    """Tags describe the enqueueing span and are removed for named queues only."""
+    async with frames(topic_defaults(max_attempts=2, backoff_ms=10)) as (world, _, worker):
+        worker.register("f")
+        await worker.settled()
+        world.bind("f", {"topic": "t"})
+        baggage = "a=1,iii.tag.kind=x"
+        await worker.ask("iii::durable::publish", {"topic": "t", "data": 1}, traceparent=TRACE, baggage=baggage)
+        for _ in range(2):
+            delivery = await worker.next("invokefunction")
+            assert delivery["traceparent"] == TRACE
+            assert sorted(delivery["baggage"].split(",")) == ["a=1", "iii.function.id=f", "iii.tag.kind=x"]
+            worker.answer(delivery, error={"code": "e", "message": "no"})
+        await world.wait_dead("t", 1)

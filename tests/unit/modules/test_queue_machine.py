@@ -1,28 +1,30 @@
-"""The queue's state machine: order, concurrency, retries, holds, and a Hypothesis model of all of it together."""
+"""The queue's state machine: order, concurrency, retries, holds, what it keeps in memory, and a model of all of it."""
 
 import tracemalloc
+from collections import deque
+from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import pytest
+from attrs import define, evolve, field
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from iii_trio.modules.queue.machine import (
+from iii_trio.modules.queue.lanes import Item, LaneRow, Promote, Read, Refill, Row, Survey, place_of
+from iii_trio.modules.queue.machine import PUT_BACK_S, READ_AGAIN_S, Deliver, Effect, QueueMachine, SetTimer
+from iii_trio.modules.queue.verdicts import (
     BACKOFF_CEILING_MS,
-    PUT_BACK_S,
     Acknowledge,
     Bury,
-    Deliver,
     Failed,
     Interrupted,
-    Item,
     Missing,
+    Persist,
     Policy,
-    QueueMachine,
     Refused,
     Retry,
-    SetTimer,
     Succeeded,
     backoff_ms,
 )
@@ -30,22 +32,115 @@ from iii_trio.modules.queue.machine import (
 A, B = ("default", "a"), ("default", "b")
 
 
-def machine(policy: Policy, missing: set[Any] | None = None) -> QueueMachine:
-    absent = missing if missing is not None else set()
-    made = QueueMachine(lambda target: target not in absent)
-    made.configure(policy)
-    return made
+@define(eq=False)
+class Log:
+    """What a log does for one queue: each change and each read happens in the order of the calls."""
+
+    rows: dict[int, Row] = field(factory=dict)
+    due: dict[int, float] = field(factory=dict)
+
+    def write(self, row: Row, due: float = 0.0) -> None:
+        self.rows[row.seq], self.due[row.seq] = row, due
+
+    def settle(self, item: Item, verdict: Persist) -> None:
+        row = self.rows.pop(item.seq)
+        if isinstance(verdict, Retry):
+            self.write(evolve(row, attempts=verdict.attempts, deliveries=item.deliveries, delayed=True), item.due)
+
+    def read(self, read: Read, now: float) -> Callable[[QueueMachine], None]:
+        """Do it; what is returned tells a machine the answer."""
+        if isinstance(read, Survey):
+            lanes = self._lanes(read)
+            return lambda machine: machine.surveyed(read, lanes)
+        if isinstance(read, Refill):
+            pages = [
+                self._lane(read.fifo, gap.key, lambda place, floor=gap.floor: place > floor)[: gap.limit]  # type: ignore[misc]
+                for gap in read.gaps
+            ]
+            return lambda machine: machine.refilled(read, pages)
+        rows = sorted((row for row in self.rows.values() if row.delayed), key=lambda row: self.due[row.seq])
+        promoted = [evolve(row, delayed=False) for row in rows[: read.limit] if self.due[row.seq] <= now]
+        self.rows.update((row.seq, row) for row in promoted)
+        next_due = min((self.due[row.seq] for row in self.rows.values() if row.delayed), default=inf)
+        return lambda machine: machine.promoted(promoted, next_due)
+
+    def _lane(self, fifo: bool, key: tuple[str, str], within: Callable[[int], bool]) -> list[Row]:
+        found = {}
+        for row in self.rows.values():
+            place = row.seq if fifo else place_of(row.seq, row.priority)
+            if key == (("", row.group) if fifo else row.target) and (fifo or not row.delayed) and within(place):
+                found[place] = row
+        return [found[place] for place in sorted(found)]
+
+    def _lanes(self, read: Survey) -> list[LaneRow]:
+        keys = {
+            ("", row.group) if read.fifo else row.target for row in self.rows.values() if read.fifo or not row.delayed
+        }
+        found = []
+        for key in sorted(key for key in keys if read.after is None or key > read.after)[: read.limit]:
+            rows = self._lane(read.fifo, key, lambda _: True)
+            late = sum(row.delayed for row in rows)
+            found.append(LaneRow(key, len(rows) - late, late, rows[0]))
+        return found
 
 
-def begun(queue: QueueMachine, now: float = 0.0) -> list[Item]:
+class Rig:
+    """A machine with a log that answers at once. What is not here is the machine's own."""
+
+    def __init__(self, policy: Policy, missing: set[Any] | None = None, run: int = 256, window: int = 4096) -> None:
+        absent = missing if missing is not None else set()
+        self.log = Log()
+        self.reads: list[Read] = []
+        self.machine = QueueMachine(lambda target: target not in absent, run=run, window=window)
+        self.machine.configure(policy)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.machine, name)
+
+    def add(
+        self, seq: int, target: tuple[str, str], group: str = "", *, now: float, due: float = 0.0, **more: Any
+    ) -> None:
+        self.log.write(Row(seq, target, group, delayed=due > now, **more), due)
+        self.machine.add(seq, target, group, due=due if due > now else None, **more)
+
+    def poll(self, now: float) -> list[Effect]:
+        found: list[Effect] = []
+        while True:
+            effects = self.machine.poll(now)
+            reads = [effect for effect in effects if isinstance(effect, Survey | Refill | Promote)]
+            found += [effect for effect in effects if isinstance(effect, Deliver)]
+            for read in reads:
+                self.reads.append(read)
+                self.log.read(read, now)(self.machine)
+            if not reads:
+                return found + [effect for effect in effects if isinstance(effect, SetTimer)]
+
+    def settled(self, item: Item, verdict: Persist, _now: float = 0.0) -> None:
+        self.log.settle(item, verdict)
+        self.machine.settled(item, verdict)
+
+    def purge(self, limit: int) -> list[int]:
+        spared = set(self.machine.begun)
+        rows = [row for row in self.log.rows.values() if row.seq not in spared][:limit]
+        for row in rows:
+            del self.log.rows[row.seq]
+        self.machine.removed(rows)
+        return [row.seq for row in rows]
+
+
+def machine(policy: Policy, missing: set[Any] | None = None, **window: int) -> Rig:
+    return Rig(policy, missing, **window)
+
+
+def begun(queue: Rig, now: float = 0.0) -> list[Item]:
     return [effect.item for effect in queue.poll(now) if isinstance(effect, Deliver)]
 
 
-def succeed(queue: QueueMachine, item: Item, now: float = 0.0) -> None:
+def succeed(queue: Rig, item: Item, now: float = 0.0) -> None:
     queue.settled(item, _written(queue.finished(item, Succeeded(), now)), now)
 
 
-def fail(queue: QueueMachine, item: Item, now: float = 0.0) -> Retry | Bury:
+def fail(queue: Rig, item: Item, now: float = 0.0) -> Retry | Bury:
     verdict = _written(queue.finished(item, Failed("no"), now))
     queue.settled(item, verdict, now)
     assert isinstance(verdict, Retry | Bury)
@@ -102,7 +197,8 @@ def test_a_failing_message_is_retried_with_growing_delay_then_buried() -> None:
     (item,) = begun(queue)
     assert fail(queue, item) == Retry(1, 50, "no")
     assert queue.poll(0.0) == [SetTimer(0.05)]
-    assert begun(queue, 0.05) == [item]
+    (item,) = begun(queue, 0.05)
+    assert item.seq == 1
     assert fail(queue, item, 0.05) == Retry(2, 100, "no")
     (item,) = begun(queue, 0.16)
     assert item.deliveries == 3
@@ -188,7 +284,7 @@ def test_no_concurrency_and_a_pause_begin_nothing() -> None:
     queue.add(1, A, now=0.0)
     assert queue.poll(0.0) == []
     queue.configure(Policy(concurrency=1))
-    queue.paused = True
+    queue.machine.paused = True
     assert queue.poll(0.0) == []
     assert queue.waiting == 1
 
@@ -254,8 +350,8 @@ def test_a_policy_caps_steadies_or_scatters_the_delay(policy: Policy, delays: li
 
 def test_jitter_shortens_a_delay_by_chance() -> None:
     chances = iter([0.0, 1.0])
-    queue = QueueMachine(lambda _: True, Policy(concurrency=1, max_attempts=9, backoff_ms=100, jitter=0.2))
-    queue.chance = lambda: next(chances)
+    queue = machine(Policy(concurrency=1, max_attempts=9, backoff_ms=100, jitter=0.2))
+    queue.machine.chance = lambda: next(chances)
     queue.add(1, A, now=0.0)
     (item,) = begun(queue)
     verdict = fail(queue, item)
@@ -268,185 +364,325 @@ def test_jitter_shortens_a_delay_by_chance() -> None:
 
 
 @pytest.mark.parametrize("fifo", [False, True])
-def test_what_is_taken_out_is_all_that_has_not_begun_and_can_be_put_back(fifo: bool) -> None:
-    queue = machine(Policy(fifo=fifo, concurrency=2, max_attempts=9), missing := {B})
-    for seq in range(1, 21):
-        queue.add(seq, (A, B)[seq % 2], f"g{seq % 3}", now=0.0, due=5.0 * (seq % 5 == 0), attempts=seq % 4 == 3)
+def test_a_purge_removes_what_has_not_begun_and_nothing_else(fifo: bool) -> None:
+    queue = machine(Policy(fifo=fifo, concurrency=2, max_attempts=9), missing := {B}, run=2, window=3)
+    for seq in range(1, 41):
+        queue.add(seq, (A, B)[seq % 2], f"g{seq // 2 % 3}", now=0.0, due=5.0 * (seq % 5 == 0), attempts=seq % 4 == 3)
     running = begun(queue)
-    pages = list(queue.take_out(4))
-    assert [len(page) for page in pages[:-1]] == [4] * (len(pages) - 1)
-    taken = [seq for page in pages for seq, _ in page]
-    assert sorted(taken + [item.seq for item in running]) == list(range(1, 21))
-    assert (queue.unbegun, queue.live) == (0, len(running))
-    assert begun(queue, 9.0) == []
+    assert len(running) == 2
+    purged = queue.purge(15)
+    assert (queue.unbegun, queue.live) == (25 - len(running), 25)
     for item in running:
         succeed(queue, item)
-    assert queue.statistics().lanes == 0
-    for page in pages:
-        queue.put_back(page)
     missing.clear()
+    queue.appeared(B)
     order = []
     while items := begun(queue, 9.0):
         for item in items:
             order.append(item.seq)
             succeed(queue, item, 9.0)
-    assert sorted(order) == sorted(taken)
+    assert sorted([*order, *purged, *(item.seq for item in running)]) == list(range(1, 41))
+    assert (queue.live, queue.statistics().lanes, queue.log.rows) == (0, 0, {})
+    queue.add(50, A, now=9.0)
+    assert queue.purge(10) == [50]
     assert (queue.live, queue.statistics().lanes) == (0, 0)
 
 
-def test_no_more_is_taken_out_than_there_was() -> None:
-    queue = machine(Policy(concurrency=0))
-    for seq in range(10):
-        queue.add(seq, A, now=0.0)
-    total = 0
-    for page in queue.take_out(3):
-        total += len(page)
-        for seq, _ in page:
-            queue.add(100 + seq, A, now=0.0)
-    assert total == 10
-    assert queue.live == 10
-
-
-def test_messages_that_wait_cost_little_memory() -> None:
-    count, groups = 100_000, 10_000
-    queue = machine(Policy(fifo=True, concurrency=1))
+@pytest.mark.parametrize("fifo", [False, True])
+def test_memory_is_bounded_however_many_messages_wait(fifo: bool) -> None:
+    count, lanes = 100_000, 100
+    queue = machine(Policy(fifo=fifo, concurrency=1))
     tracemalloc.start()
-    for seq in range(count):
-        queue.add(seq, A, f"g{seq % groups}", now=0.0)
-    _, peak = tracemalloc.get_traced_memory()
+    for seq in range(1, count + 1):
+        queue.machine.add(seq, ("default", f"f{seq % lanes}"), f"g{seq % lanes}")
+    current, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak / count < 250  # bytes a message, its share of the group included
+    assert current < 1_500_000
+    assert queue.live == count
+
+
+def test_a_group_that_waits_costs_little_memory() -> None:
+    groups = 20_000
+    queue = machine(Policy(fifo=True, concurrency=1))
+    names = [f"g{number}" for number in range(groups)]
+    tracemalloc.start()
+    for seq, name in enumerate(names, 1):
+        queue.machine.add(seq, A, name)
+        queue.machine.add(seq + groups, A, name)
+    current, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert current / groups < 800
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_what_stood_in_the_log_is_surveyed_and_then_delivered_in_order(fifo: bool) -> None:
+    queue = machine(Policy(fifo=fifo, concurrency=1), run=2, window=2)
+    for seq in range(1, 31):
+        queue.log.write(Row(seq, (A, B)[seq % 2], f"g{seq % 3}", priority=seq % 3))
+    queue.restore(30, 0, inf, 30)
+    assert (queue.live, queue.waiting, queue.newest) == (30, 30, 30)
+    order = []
+    while items := begun(queue):
+        order.append(items[0].seq)
+        succeed(queue, items[0])
+    # in the fifo queue the priority is that of the group, whose number it is here
+    assert order == sorted(range(1, 31), key=lambda seq: (-(seq % 3), seq))
+    assert (queue.live, queue.statistics().lanes) == (0, 0)
+
+
+def test_a_read_is_asked_for_before_the_run_is_at_its_end_and_one_at_a_time() -> None:
+    queue = machine(Policy(concurrency=100), run=10)
+    for seq in range(1, 31):
+        queue.add(seq, A, now=0.0)
+    queue.machine.policy = Policy(concurrency=5)
+    effects = queue.machine.poll(0.0)
+    (refill,) = [effect for effect in effects if isinstance(effect, Refill)]
+    assert [effect.item.seq for effect in effects if isinstance(effect, Deliver)] == [1, 2, 3, 4, 5]
+    assert (refill.gaps[0].floor, refill.gaps[0].limit) == (10, 5)
+    assert queue.machine.poll(0.0) == []
+    queue.log.read(refill, 0.0)(queue.machine)
+    assert [queue.holds(seq) for seq in (15, 16)] == [True, False]
+
+
+def test_a_read_that_fails_is_tried_again_after_a_moment() -> None:
+    queue = machine(Policy(concurrency=1, backoff_ms=100), run=2)
+    for seq in range(1, 9):
+        queue.add(seq, A, now=0.0)
+    _, refill = queue.machine.poll(0.0)
+    assert isinstance(refill, Refill)
+    queue.unread(refill, 0.0)
+    assert queue.machine.poll(0.0) == [SetTimer(READ_AGAIN_S)]
+    assert queue.machine.poll(READ_AGAIN_S) == [refill]
+    queue.log.read(refill, 0.0)(queue.machine)
+    queue.add(9, B, now=2.0, due=3.0)
+    (promote,) = queue.machine.poll(3.0)
+    assert isinstance(promote, Promote)
+    queue.unread(promote, 3.0)
+    assert queue.machine.poll(3.0) == [SetTimer(3.0 + READ_AGAIN_S)]
+
+
+def test_what_others_took_out_of_the_log_is_missed_by_nobody() -> None:
+    queue = machine(Policy(concurrency=1), run=2)
+    for seq in range(1, 9):
+        queue.add(seq, A, now=0.0)
+    for seq in (5, 6, 7, 8):
+        del queue.log.rows[seq]
+    order = []
+    while items := begun(queue):
+        order.append(items[0].seq)
+        succeed(queue, items[0])
+    assert order == [1, 2, 3, 4]
+    assert queue.live == 0
 
 
 class Model(RuleBasedStateMachine):
-    """Whatever happens: order per group, the bounds, every message ends, and none is delivered twice at a time."""
+    """Whatever happens: order per group, the bounds, every message ends, and none is delivered twice at a time.
+
+    Everything goes through a line, as the operations on a log do: it happens when it is submitted, and the machine
+    hears of it later, in order.
+    """
 
     TARGETS = (("default", "a"), ("default", "b"), ("other", "a"))
 
     def __init__(self) -> None:
         super().__init__()
         self.missing: set[tuple[str, str]] = set()
-        self.queue = QueueMachine(lambda target: target not in self.missing)
+        self.log = Log()
+        self.line: deque[Callable[[], None]] = deque()
         self.policy = Policy()
         self.now = 0.0
         self.seq = 0
+        # what the machine has heard of
         self.alive: dict[int, tuple[tuple[str, str], str, int]] = {}  # seq -> target, group, failures
-        self.due: dict[int, float] = {}
         self.priority: dict[int, int] = {}
+        self.delayed: dict[int, float] = {}
+        self.resting: dict[int, float] = {}
         self.delivered: dict[int, int] = {}
         self.running: dict[int, Item] = {}
-        self.settling: dict[int, tuple[Item, Any]] = {}
+        self.settling: dict[int, Item] = {}
         self.ended: set[int] = set()
+        self.purging = 0
 
-    @initialize(fifo=st.booleans())
-    def begin(self, fifo: bool) -> None:
+    @initialize(
+        fifo=st.booleans(),
+        run=st.integers(2, 3),
+        window=st.integers(0, 3),
+        lanes=st.integers(1, 2),
+        promoted=st.integers(1, 2),
+    )
+    def begin(self, fifo: bool, run: int, window: int, lanes: int, promoted: int) -> None:
+        self.queue = QueueMachine(
+            lambda target: target not in self.missing,
+            run=run,
+            window=window,
+            lanes_read=lanes,
+            promoted_at_once=promoted,
+        )
+        self.window = window
         self.configure(fifo, 3, 2)
+
+    def heard(self, count: int) -> None:
+        for _ in range(min(count, len(self.line))):
+            self.line.popleft()()
+
+    @rule(count=st.integers(1, 4))
+    def hear(self, count: int) -> None:
+        self.heard(count)
 
     @rule(
         function=st.sampled_from(TARGETS),
-        group=st.sampled_from("xxy"),
-        delay=st.sampled_from([0.0, 0.0, 0.5]),
+        group=st.sampled_from("xxyz"),
+        delay=st.sampled_from([0.0, 0.0, 0.0, 0.5]),
         priority=st.sampled_from([0, 0, 0, 1, 255]),
+        count=st.integers(1, 6),
     )
-    def add(self, function: tuple[str, str], group: str, delay: float, priority: int) -> None:
-        self.seq += 2
-        self._add(self.seq, function, group, delay, priority)
+    def add(self, function: tuple[str, str], group: str, delay: float, priority: int, count: int) -> None:
+        for _ in range(count):
+            self.seq += 2
+            self._add(self.seq, function, group, delay, priority)
 
-    @rule(function=st.sampled_from(TARGETS), group=st.sampled_from("xxy"), back=st.sampled_from([1, 3, 5]))
+    @rule(function=st.sampled_from(TARGETS), group=st.sampled_from("xxy"), back=st.sampled_from([1, 3, 5, 21]))
     def adopt(self, function: tuple[str, str], group: str, back: int) -> None:
         seq = self.seq - back
-        if seq > 0 and seq not in self.alive and seq not in self.ended:
+        if seq > 0 and seq not in self.log.rows and seq not in self.ended and seq not in self.alive:
             self._add(seq, function, group, 0.0)
 
     def _add(self, seq: int, function: tuple[str, str], group: str, delay: float, priority: int = 0) -> None:
-        due = self.now + delay if delay else 0.0
-        self.queue.add(seq, function, group, priority=priority, now=self.now, due=due)
-        self.priority[seq] = priority
-        self.alive[seq] = (function, group, 0)
-        self.due[seq] = due
-        self.delivered[seq] = 0
+        due = self.now + delay if delay else None
+        self.log.write(Row(seq, function, group, priority, delayed=delay > 0), due or 0.0)
+
+        def added() -> None:
+            self.queue.add(seq, function, group, priority=priority, due=due)
+            self.priority[seq] = priority
+            self.alive[seq] = (function, group, 0)
+            self.delivered[seq] = 0
+            if due is not None:
+                self.delayed[seq] = due
+
+        self.line.append(added)
 
     @rule(seconds=st.sampled_from([0.0, 0.05, 0.1, 0.3, 5.0]))
     def poll(self, seconds: float) -> None:
         self.now += seconds
+        self.resting = {seq: due for seq, due in self.resting.items() if due > self.now}
         for effect in self.queue.poll(self.now):
             if isinstance(effect, SetTimer):
                 assert effect.when > self.now
-                continue
-            item = effect.item
-            target, group, failures = self.alive[item.seq]
-            assert item.seq not in self.running
-            assert item.seq not in self.settling
-            assert target not in self.missing
-            assert self.due[item.seq] <= self.now
-            assert item.attempts == failures
-            first = min(self._could_run(), key=lambda seq: (-self.priority[seq], seq))
-            assert item.seq == first, "a message was overtaken"
-            assert len(self.running) + len(self.settling) < self.policy.concurrency
-            if self.policy.fifo:
-                older = [seq for seq, (_, other, _) in self.alive.items() if other == group and seq < item.seq]
-                assert not older, "a fifo group was overtaken"
-                assert all(self.alive[seq][1] != group for seq in (*self.running, *self.settling))
-            self.delivered[item.seq] += 1
-            assert item.deliveries == self.delivered[item.seq]
-            self.running[item.seq] = item
-        if len(self.running) + len(self.settling) < self.policy.concurrency:
-            assert not self._could_run(), "a message is stuck"
+            elif isinstance(effect, Deliver):
+                self._begun(effect.item)
+            else:
+                answer = self.log.read(effect, self.now)
+                self.line.append(lambda answer=answer: self._answered(answer))  # type: ignore[misc]
+        free = len(self.running) + len(self.settling) < self.policy.concurrency
+        if free and not self.line and not self.purging:
+            assert not self._could_run(held=False), "a message is stuck"
 
-    def _could_run(self) -> list[int]:
+    def _answered(self, answer: Callable[[QueueMachine], None]) -> None:
+        answer(self.queue)
+        # the log tells here what was promoted; whatever was so and is heard of is not delayed any more
+        for seq in list(self.delayed):
+            row = self.log.rows.get(seq)
+            if row is not None and not row.delayed:
+                del self.delayed[seq]
+
+    def _begun(self, item: Item) -> None:
+        target, group, failures = self.alive[item.seq]
+        assert item.seq not in self.running
+        assert item.seq not in self.settling
+        assert target not in self.missing
+        assert not self.purging
+        assert item.seq not in self.resting
+        assert self.delayed.get(item.seq, 0.0) <= self.now
+        self.delayed.pop(item.seq, None)
+        assert item.attempts == failures
+        first = min([item.seq, *self._could_run(held=True)], key=lambda seq: (-self.priority[seq], seq))
+        assert item.seq == first, "a message was overtaken"
+        assert len(self.running) + len(self.settling) < self.policy.concurrency
+        if self.policy.fifo:
+            older = [seq for seq, (_, other, _) in self.alive.items() if other == group and seq < item.seq]
+            assert not older, "a fifo group was overtaken"
+            assert all(self.alive[seq][1] != group for seq in (*self.running, *self.settling))
+        self.delivered[item.seq] += 1
+        assert item.deliveries == self.delivered[item.seq]
+        self.running[item.seq] = item
+
+    def _could_run(self, *, held: bool) -> list[int]:
         free = [seq for seq in self.alive if seq not in self.running and seq not in self.settling]
-        able = [seq for seq in free if self.due[seq] <= self.now and self.alive[seq][0] not in self.missing]
+        able = [seq for seq in free if not self._sleeps(seq) and seq not in self.resting]
+        able = [seq for seq in able if self.alive[seq][0] not in self.missing]
         if not self.policy.fifo:
             return able
         busy = {self.alive[seq][1] for seq in (*self.running, *self.settling)}
-        heads = {
-            group: min(s for s, (_, g, _) in self.alive.items() if g == group) for group in "xy" if self._has(group)
-        }
-        return [seq for seq in able if self.alive[seq][1] not in busy and seq == heads[self.alive[seq][1]]]
+        groups = {group for _, group, _ in self.alive.values()} - busy
+        heads = {min(s for s, (_, g, _) in self.alive.items() if g == group) for group in groups}
+        # the head of another group may be on its way into memory: groups do not wait for each other
+        return [seq for seq in able if seq in heads and (self.queue.holds(seq) or not held)]
 
-    def _has(self, group: str) -> bool:
-        return any(other == group for _, other, _ in self.alive.values())
+    def _sleeps(self, seq: int) -> bool:
+        """Delayed, as far as anybody has heard; what is in memory wakes by itself."""
+        held = not self.policy.fifo and self.queue.holds(seq)
+        return seq in self.delayed and not (held and self.delayed[seq] <= self.now)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), ending=st.sampled_from([Succeeded(), Failed("x"), Refused(), Missing(), Interrupted()]))
     def finish(self, data: st.DataObject, ending: Any) -> None:
         item = self.running.pop(data.draw(st.sampled_from(sorted(self.running))))
+        self._finish(item, ending)
+
+    def _finish(self, item: Item, ending: Any) -> None:
         verdict = self.queue.finished(item, ending, self.now)
+        if verdict is None:
+            self.delivered[item.seq] -= not isinstance(ending, Interrupted)
+            if isinstance(ending, Interrupted):  # the log is not told: it is at the end of an engine's life
+                self.log.rows[item.seq] = evolve(self.log.rows[item.seq], deliveries=item.deliveries)
+            if isinstance(ending, Refused):
+                self.resting[item.seq] = self.now + PUT_BACK_S
+            return
         if isinstance(ending, Succeeded):
             assert verdict == Acknowledge()
-        elif isinstance(ending, Failed):
+        else:
             target, group, failures = self.alive[item.seq]
             self.alive[item.seq] = (target, group, failures + 1)
             assert isinstance(verdict, Bury if failures + 1 >= self.policy.max_attempts else Retry)
+        self.log.settle(item, verdict)
+        self.settling[item.seq] = item
+
+        def settled() -> None:
+            del self.settling[item.seq]
+            self.queue.settled(item, verdict)
             if isinstance(verdict, Retry):
-                self.due[item.seq] = self.now + verdict.delay_ms / 1000
-        else:
-            assert verdict is None
-            self.delivered[item.seq] -= not isinstance(ending, Interrupted)
-            self.due[item.seq] = self.now + PUT_BACK_S if isinstance(ending, Refused) else 0.0
-            return
-        self.settling[item.seq] = (item, verdict)
+                self.delayed[item.seq] = item.due
+            else:
+                del self.alive[item.seq]
+                self.ended.add(item.seq)
 
-    @precondition(lambda self: self.settling)
-    @rule(data=st.data())
-    def settle(self, data: st.DataObject) -> None:
-        item, verdict = self.settling.pop(data.draw(st.sampled_from(sorted(self.settling))))
-        self.queue.settled(item, verdict, self.now)
-        if not isinstance(verdict, Retry):
-            del self.alive[item.seq]
-            self.ended.add(item.seq)
+        self.line.append(settled)
 
-    @rule(page=st.integers(1, 3))
-    def purge(self, page: int) -> None:
-        """All that has not begun is taken out; some of it comes back, as if the disk had refused its removal."""
-        for number, entries in enumerate(self.queue.take_out(page)):
-            if number % 2:
-                self.queue.put_back(entries)
-                continue
-            for seq, _ in entries:
-                assert seq not in self.running
-                assert seq not in self.settling
-                del self.alive[seq]
+    @rule(limit=st.integers(1, 9))
+    def purge(self, limit: int) -> None:
+        """Some of what has not begun is removed; nothing begins meanwhile."""
+        self.queue.paused = True
+        self.purging += 1
+        spared = set(self.queue.begun)
+        rows = [row for row in self.log.rows.values() if row.seq not in spared and row.seq <= self.queue.newest]
+        rows = rows[:limit]
+        for row in rows:
+            del self.log.rows[row.seq]
+
+        def removed() -> None:
+            self.purging -= 1
+            self.queue.paused = self.purging > 0
+            self.queue.removed(rows)
+            for row in rows:
+                del self.alive[row.seq]
+                self.delayed.pop(row.seq, None)
+                self.resting.pop(row.seq, None)
+                self.ended.add(row.seq)
+                self.purged += 1
+
+        self.line.append(removed)
+
+    purged = 0
 
     @rule(function=st.sampled_from(TARGETS))
     def lose(self, function: tuple[str, str]) -> None:
@@ -457,46 +693,55 @@ class Model(RuleBasedStateMachine):
         self.missing.discard(function)
         self.queue.appeared(function)
 
-    @precondition(lambda self: not self.running and not self.settling)
     @rule(fifo=st.booleans(), concurrency=st.integers(0, 4), attempts=st.integers(1, 3))
     def reconfigure(self, fifo: bool, concurrency: int, attempts: int) -> None:
         self.configure(fifo, concurrency, attempts)
 
     def configure(self, fifo: bool, concurrency: int, attempts: int) -> None:
+        if fifo is not self.policy.fifo:
+            self.resting.clear()  # it is forgotten that they rested
         self.policy = Policy(fifo, concurrency, attempts, 100)
         self.queue.configure(self.policy)
 
+    @rule()
+    def reading_fails(self) -> None:
+        """A read that the log refuses."""
+        for effect in self.queue.poll(self.now):
+            if isinstance(effect, Deliver):
+                self._begun(effect.item)
+            elif not isinstance(effect, SetTimer):
+                self.queue.unread(effect, self.now - READ_AGAIN_S)
+
     @invariant()
     def counts_are_right(self) -> None:
+        if not hasattr(self, "queue"):
+            return
         counts = self.queue.statistics()
         assert counts.in_flight == len(self.running) + len(self.settling)
         assert counts.waiting + counts.delayed + counts.in_flight == len(self.alive) == self.queue.live
-        assert counts.acknowledged + counts.dead == len(self.ended)
+        assert counts.acknowledged + counts.dead == len(self.ended) - self.purged
         assert counts.held <= counts.waiting
 
     def teardown(self) -> None:
         """Let everything run to its end: no message may be left behind."""
+        if not hasattr(self, "queue"):
+            return
         for function in self.TARGETS:
             self.missing.discard(function)
             self.queue.appeared(function)
         self.policy = Policy(self.policy.fifo, 2, 1, 100)
         self.queue.configure(self.policy)
-        for _ in range(4 * len(self.alive) + 4):
-            for item, verdict in self.settling.values():
-                self.queue.settled(item, verdict, self.now)
-                if not isinstance(verdict, Retry):
-                    del self.alive[item.seq]
-                    self.ended.add(item.seq)
-            self.settling.clear()
-            for item in self.running.values():
-                self.settling[item.seq] = (item, self.queue.finished(item, Succeeded(), self.now))
-            self.running.clear()
-            self.now += 10.0
-            for effect in self.queue.poll(self.now):
-                if isinstance(effect, Deliver):
-                    self.running[effect.item.seq] = effect.item
+        for _ in range(12 * len(self.log.rows) + 20):
+            self.heard(len(self.line))
+            for item in list(self.running.values()):
+                del self.running[item.seq]
+                self._finish(item, Succeeded())
+            self.poll(10.0)
+        self.heard(len(self.line))
         assert not self.alive
+        assert not self.log.rows
         assert self.queue.statistics().lanes == 0
+        assert self.queue.statistics().delayed == 0
 
 
 TestModel = Model.TestCase

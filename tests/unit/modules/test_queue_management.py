@@ -58,7 +58,7 @@ async def test_a_purge_of_a_topic_takes_all_copies_and_what_nobody_claimed(autoj
 
 async def test_a_purge_that_the_disk_refuses_loses_nothing(autojump_clock: MockClock) -> None:
     async with open_memory() as store:
-        log = Unsteady(store.job_log(), refusing={"remove": 1})
+        log = Unsteady(store.job_log(), refusing={"clear": 1})
         async with open_world(ONE, log=log) as world:
             for n in range(3):
                 await world.enqueue("one", "f", n)

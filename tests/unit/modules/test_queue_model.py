@@ -3,10 +3,12 @@
 Hypothesis writes a history; it is played in virtual time on the real module over a store that keeps only what it has
 answered when the engine crashes. What holds at every moment is checked where a handler begins, what holds at the end
 when everything has been let run: each message that was promised has been handled, in order within its group, and more
-than once only if the engine crashed while it was handled.
+than once only if the engine crashed while it was handled. What a queue keeps in memory is so little that most of it is
+read from the log again and again.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from trio.testing import MockClock
 
 from iii_trio.config import QueueSettings
 from iii_trio.engine import Call, FunctionEntry, LocalPeer, open_local
+from iii_trio.modules.queue import dispatch
+from iii_trio.modules.queue.machine import QueueMachine
 from iii_trio.protocol import Json
 from iii_trio.protocol.errors import WireError
 from iii_trio.stores import JobLog, MemoryStore, open_memory
@@ -93,7 +97,7 @@ class Mortal:
         if name in ("statistics", "room"):
             return operation
 
-        def guarded(*args: Any) -> None:
+        def guarded(*args: Any, **more: Any) -> None:
             *rest, on_done = args
             if self.dead:
                 return
@@ -107,7 +111,7 @@ class Mortal:
                     self.model.numbers.update((job.seq, Json(job.payload).decode()["n"]) for job in result.value)
                 on_done(result)
 
-            operation(*rest, answered)
+            operation(*rest, answered, **more)
 
         return guarded
 
@@ -152,6 +156,7 @@ actions = st.one_of(
         st.just("enqueue"), st.sampled_from("aab"), st.sampled_from([0, 0, 0, 1, 2, 9]), st.sampled_from([0, 700])
     ),
     st.tuples(st.just("enqueue"), st.sampled_from("aab"), st.sampled_from([0, 0, 0, 1, 2, 9]), st.just(0)),
+    st.tuples(st.just("burst"), st.integers(2, 8), st.sampled_from([0, 0, 700])),
     st.tuples(st.just("sleep"), st.sampled_from([0.0, 0.1, 0.35, 2.0])),
     st.tuples(st.just("crash")),
     st.tuples(st.just("restart")),
@@ -217,6 +222,10 @@ async def act(history: History, action: str, args: Sequence[Any]) -> None:
         model.messages[number] = Message(number, group, failures)
         await world.enqueue("q", "f", {"n": number, "g": group}, delay_ms=delay_ms)
         model.promised.add(number)
+    elif action == "burst":
+        count, delay_ms = args
+        for index in range(count):
+            await act(history, "enqueue", ("ab"[index % 3 == 0], 0, delay_ms))
     elif action == "sleep":
         await trio.sleep(args[0])
     elif action == "redrive":
@@ -266,8 +275,11 @@ def check(model: Model) -> None:
 
 @pytest.mark.parametrize("fifo", [False, True])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(script=st.lists(actions, max_size=30))
+@given(script=st.lists(actions, max_size=30), run=st.sampled_from([2, 3, 256]), window=st.integers(0, 4))
 async def test_whatever_happens_the_queue_keeps_its_promises(
-    autojump_clock: MockClock, fifo: bool, script: list[tuple[Any, ...]]
+    autojump_clock: MockClock, fifo: bool, script: list[tuple[Any, ...]], run: int, window: int
 ) -> None:
-    await play(fifo, script)
+    small = partial(QueueMachine, run=run, window=window, lanes_read=1, promoted_at_once=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "QueueMachine", small)
+        await play(fifo, script)

@@ -81,11 +81,11 @@ async def test_a_number_is_not_given_twice(log: WaitingJobLog) -> None:
 
 async def test_retry_writes_attempts_due_time_and_error(log: WaitingJobLog) -> None:
     [job] = await log.append([FULL])
-    assert await log.retry(job.seq, 1, 5_000, "first failure")
+    assert await log.retry(job.seq, 1, 2, 5_000, "first failure")
     [loaded] = await log.load()
     assert (loaded.attempts, loaded.due_at_ms, loaded.error) == (1, 5_000, "first failure")
     assert (loaded.payload, loaded.metadata, loaded.seq) == (job.payload, job.metadata, job.seq)
-    assert not await log.retry(job.seq + 1, 1, 5_000, "no such job")
+    assert not await log.retry(job.seq + 1, 1, 1, 5_000, "no such job")
 
 
 async def test_dead_letters_leave_the_live_jobs_and_are_browsed_newest_first(log: WaitingJobLog) -> None:
@@ -114,7 +114,7 @@ async def test_dead_letters_of_several_queues_are_merged(log: WaitingJobLog) -> 
 
 async def test_redrive_returns_the_oldest_first_behind_the_live_ones(log: WaitingJobLog) -> None:
     jobs = await log.append([new("a"), new("b"), new("c"), new("other", "elsewhere")])
-    await log.retry(jobs[0].seq, 2, 9, "old error")
+    await log.retry(jobs[0].seq, 2, 2, 9, "old error")
     await kill(log, jobs)
     [live] = await log.append([new("live")])
     redriven = await log.redrive("q", 2, 7_000)
@@ -164,10 +164,10 @@ async def test_adoption_and_removal_of_unclaimed_jobs_go_in_pages(log: WaitingJo
 
 async def test_headings_are_the_jobs_without_what_they_carry(log: WaitingJobLog) -> None:
     first, second = await log.append([FULL, new("b", "emails", function_id=None, due_at_ms=9)])
-    await log.retry(first.seq, 2, 77, "boom")
+    await log.retry(first.seq, 2, 3, 77, "boom")
     assert await log.headings() == [
-        Heading(first.seq, "q", "default", "orders::process", "g\x00", 7, 2, FULL.created_at_ms, 77),
-        Heading(second.seq, "emails", "default", None, None, 0, 0, FULL.created_at_ms, 9),
+        Heading(first.seq, "q", "default", "orders::process", "g\x00", 7, 2, FULL.created_at_ms, 77, 3, True),
+        Heading(second.seq, "emails", "default", None, None, 0, 0, FULL.created_at_ms, 9, 0, False),
     ]
     assert [heading.seq for heading in await log.headings(first.seq, 1)] == [second.seq]
     assert await log.headings(second.seq, 1) == []
@@ -245,7 +245,7 @@ async def test_what_no_store_takes_is_refused_alone(log: WaitingJobLog) -> None:
         await log.append([new("\ud800")])
     [job] = await log.append([new("c", backoff_ms=2**63 - 1)])
     with pytest.raises(StoreError, match="64 bits"):
-        await log.retry(job.seq, 1, 2**70, "too late")
+        await log.retry(job.seq, 1, 1, 2**70, "too late")
     assert await log.load() == [job]
 
 
@@ -254,7 +254,7 @@ async def test_statistics_count_what_was_submitted(store: Store) -> None:
     log = WaitingJobLog(handle)
     first, second = await log.append([new("a"), new("b")])
     await log.ack(first.seq)
-    await log.retry(second.seq, 1, 1, "e")
+    await log.retry(second.seq, 1, 1, 1, "e")
     await log.dead_letter(second.seq, 2, "e", 1)
     await log.redrive("q", 1, 1)
     await log.discard("q", "b")

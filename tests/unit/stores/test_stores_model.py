@@ -13,7 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from iii_trio.stores import Change, Destination, Done, Failed, Fsync, Job, NewJob
 from iii_trio.stores.desk import Submission, carry_out
-from iii_trio.stores.memory import MemoryJobTable, MemoryKeyValueTable
+from iii_trio.stores.memory import MemoryKeyValueTable
+from iii_trio.stores.memory_jobs import MemoryJobTable
 from iii_trio.stores.sqlite_file import SqliteFile, open_file
 from iii_trio.stores.tables import Tables
 
@@ -72,7 +73,7 @@ class StoreMachine(RuleBasedStateMachine):
     def look(self, space: str, scope: str, key: str) -> None:
         keys = self.values.get((space, scope), {})
         assert self.run(lambda tables: tables.values.get(space, scope, key)) == keys.get(key)
-        assert self.run(lambda tables: tables.values.items(space, scope)) == list(keys.items())
+        assert self.run(lambda tables: list(tables.values.items(space, scope))) == list(keys.items())
         present = sorted(place for place, keys in self.values.items() if keys)
         assert self.run(lambda tables: tables.values.scopes(space)) == [s for sp, s in present if sp == space]
         found = [place for place in present if place[0].startswith(space)]
@@ -117,9 +118,12 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(seq=seqs, attempts=st.integers(0, 9), due=st.integers(0, 2**62), error=st.text(max_size=9))
     def retry(self, seq: int, attempts: int, due: int, error: str) -> None:
         there = any(job.seq == seq for job in self.jobs)
-        assert self.run(lambda tables: tables.jobs.retry(seq, attempts, due, error)) == there
+        assert self.run(lambda tables: tables.jobs.retry(seq, attempts, attempts + 1, due, error)) == there
         self.jobs = [
-            evolve(job, attempts=attempts, due_at_ms=due, error=error) if job.seq == seq else job for job in self.jobs
+            evolve(job, attempts=attempts, deliveries=attempts + 1, due_at_ms=due, error=error, delayed=True)
+            if job.seq == seq
+            else job
+            for job in self.jobs
         ]
 
     @rule(seq=seqs, attempts=st.integers(0, 9), error=st.text(max_size=9), failed_at=st.integers(0, 9))
@@ -127,7 +131,9 @@ class StoreMachine(RuleBasedStateMachine):
         found = [job for job in self.jobs if job.seq == seq]
         assert self.run(lambda tables: tables.jobs.dead_letter(seq, attempts, error, failed_at)) == bool(found)
         self.jobs = [job for job in self.jobs if job.seq != seq]
-        self.dead += [(evolve(job, attempts=attempts, error=error), failed_at) for job in found]
+        self.dead += [
+            (evolve(job, attempts=attempts, error=error, deliveries=0, delayed=False), failed_at) for job in found
+        ]
 
     @rule(queue=_few, to=_few, limit=st.integers(0, 3))
     def adopt(self, queue: str, to: str, limit: int) -> None:
@@ -156,7 +162,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.revived([job], [found])
 
     def revived(self, jobs: list[Job], found: list[tuple[Job, int]]) -> Any:
-        expected = [evolve(letter[0], attempts=0, error=None, due_at_ms=77) for letter in found]
+        expected = [evolve(letter[0], attempts=0, error=None, due_at_ms=77, deliveries=1) for letter in found]
         assert [evolve(job, seq=0) for job in jobs] == [evolve(job, seq=0) for job in expected]
         for job in jobs:
             assert job.seq > self.last_seq

@@ -146,10 +146,10 @@ async def test_a_file_of_a_newer_release_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     await fill(path)
     edit(path, "PRAGMA user_version = 99")
-    with pytest.raises(StoreError, match=r"written by a newer release \(format 99, this one knows 1\)"):
+    with pytest.raises(StoreError, match=r"written by a newer release \(format 99, this one knows 3\)"):
         async with open_sqlite(path):
             raise AssertionError
-    edit(path, "PRAGMA user_version = 1")
+    edit(path, "PRAGMA user_version = 3")
     async with open_sqlite(path) as store:
         assert len(await WaitingKeyValue(store.key_value("state")).items("s")) == 5
 
@@ -170,7 +170,7 @@ async def test_an_older_file_is_migrated_in_one_step(tmp_path: Path, monkeypatch
             assert len(await WaitingKeyValue(store.key_value("state")).items("s")) == 5
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT x FROM extra").fetchall() == [(7,)]
-    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (4,)
     connection.close()
 
 
@@ -372,7 +372,7 @@ async def test_damage_while_in_use_is_told_and_never_handed_out(tmp_path: Path, 
             kv.delete("s", "key1"),
             kv.items("s"),
             log.load(),
-            log.retry(1, 1, 1, "e"),
+            log.retry(1, 1, 1, 1, "e"),
             log.dead_letter(1, 1, "e", 1),
             log.dead_letters(["q"]),
             log.redrive("q", 10, 1),

@@ -148,10 +148,17 @@ class Registry:
             await self._change(old, new, by, given=True)
             return old, new
 
-    async def reset(self, entry_id: str, by: str) -> tuple[ConfigurationEntry, ConfigurationEntry | None]:
-        """Take back what was set; an entry of which nothing else is known goes. Returns it before and after."""
+    async def reset(
+        self, entry_id: str, by: str, *, expected: Json = ABSENT
+    ) -> tuple[ConfigurationEntry, ConfigurationEntry | None]:
+        """Take back what was set; an entry of which nothing else is known goes. Returns it before and after.
+
+        `expected` as for `set`. Raises `WireError`, with nothing changed.
+        """
         async with self._writing:
             old = self.find(entry_id)
+            if not expected.absent:
+                self._compare(old, expected.decode(), hides=False)
             new = value_reset(old)
             await self._change(old, new, by)
             return old, new

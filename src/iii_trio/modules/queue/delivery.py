@@ -3,34 +3,36 @@
 Theory of operation. An `Attempt` is a chain of synchronous callbacks, so that no gap lies between a handler's answer and
 the submission of its acknowledgement in which a cancellation could lose it:
 
-    begin ─> condition (if any) ─> handler ─> machine.finished ─> log ─> machine.settled ─> `over` is set
+    begin ─> condition (if any) ─> handler ─> machine.finished ─> log ─> machine.settled ─> over
                  │ false: succeeded              │ nothing to write ────────────────────────^
-                 └ error: a failed attempt       └ the write failed: `over` is set with `unwritten`, for another try
+                 └ error: a failed attempt       └ the write failed: the queue has a consumer call `write_again`
 
-The consumer that runs it only waits for `over`. When it is cancelled, so is the module, whose peer gives the call up;
-the message stays in the log, to be delivered again.
+No task stands behind it. When the module is cancelled, its peer gives the call up; the message stays in the log, to be
+delivered again.
 """
 
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-import trio
 from attrs import define, field, frozen
 
 from ...engine import Outcome, RemotePeer
 from ...protocol import ABSENT, NULL, Json, errors, limits
 from ...protocol.errors import StoreError
 from ...protocol.limits import CONDITION_S
-from ...stores.interfaces import Done, Job
-from ...stores.interfaces import Failed as NotWritten
-from .machine import (
+from ...stores.interfaces import Job
+from ...stores.results import Done
+from ...stores.results import Failed as NotWritten
+from .lanes import Item
+from .messages import Terms
+from .names import Kind
+from .verdicts import (
     Acknowledge,
     Bury,
     Ending,
     Failed,
     Interrupted,
-    Item,
     Missing,
     Persist,
     Policy,
@@ -38,7 +40,6 @@ from .machine import (
     Retry,
     Succeeded,
 )
-from .names import Kind
 
 if TYPE_CHECKING:
     from .dispatch import ActiveQueue
@@ -101,27 +102,30 @@ def without_tags(baggage: str | None) -> str | None:
 
 @define(eq=False)
 class Attempt:
-    """See the module. Made for an item in flight; `begin` once, then wait for `over`."""
+    """See the module. Made for an item in flight; `begin` once."""
 
     queue: "ActiveQueue"
     item: Item
     job: Job
     share: Share
-    over: trio.Event = field(factory=trio.Event, init=False)
     unwritten: StoreError | None = field(default=None, init=False)
+    _terms: Terms = field(init=False)
     _verdict: Persist | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._terms = Terms.stored(self.job.metadata) or Terms(self.share.metadata, self.share.condition)
 
     def begin(self) -> None:
         """Ask the condition, or else the handler; returns at once, the attempt may already be over."""
         self.share.running += 1
-        if self.share.condition is None:
+        if self._terms.condition is None:
             self._handle()
             return
-        self._start(self.share.condition, self._decided, timeout_s=CONDITION_S)
+        self._start(self._terms.condition, self._decided, timeout_s=CONDITION_S)
 
     def write_again(self) -> None:
-        """The verdict did not reach the disk: once more; wait for `over` again."""
-        self.over, self.unwritten = trio.Event(), None
+        """The verdict did not reach the disk: once more."""
+        self.unwritten = None
         self._write()
 
     # -- steps --------------------------------------------------------------------------------------------------------
@@ -174,7 +178,7 @@ class Attempt:
             self._ended(Refused())
             return
         marker = Marker(self.queue.key.name, self.job.message_id or self.job.id, self.item.deliveries)
-        metadata = marker.merged(self.share.metadata)
+        metadata = marker.merged(self._terms.metadata)
         self._start(function_id, self._handled, timeout_s=self.share.timeout_s, metadata=metadata)
 
     def _handled(self, outcome: Outcome) -> None:
@@ -206,9 +210,11 @@ class Attempt:
         now_ms = self.queue.core.clock.wall_ms()
         try:
             if isinstance(verdict, Acknowledge):
-                journal.ack(seq, self._written)
+                # its slot and its lane are free when it is written: who waits for them is not kept waiting
+                journal.ack(seq, self._written, patient=not self.queue.machine.unbegun)
             elif isinstance(verdict, Retry):
-                journal.retry(seq, verdict.attempts, now_ms + verdict.delay_ms, verdict.error, self._written)
+                due_ms = self.queue.time.to_ms(self.item.due)
+                journal.retry(seq, verdict.attempts, self.item.deliveries, due_ms, verdict.error, self._written)
             else:
                 journal.dead_letter(seq, verdict.attempts, verdict.error, now_ms, self._written)
         except StoreError as error:
@@ -233,8 +239,7 @@ class Attempt:
 
     def _release(self) -> None:
         self.share.running -= 1
-        self.over.set()
 
     def _not_written(self, error: StoreError) -> None:
         self.unwritten = error
-        self.over.set()
+        self.queue.put_off(self)

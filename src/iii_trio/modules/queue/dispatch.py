@@ -1,9 +1,13 @@
 """A queue at work: one nursery with a dispatcher, a memory channel and up to N consumers (design.md §3, §5.3).
 
-The dispatcher asks the machine what may begin, hands each message over the channel and sleeps until something has
-happened or a retry is due; it never polls. A consumer makes one delivery at a time and is free again when its verdict
-stands on disk. Consumers are started as they are needed, never more than the queue's concurrency, and stay; when the
-concurrency shrinks, the surplus leave after their next message.
+Whatever happens to a queue (a message was stored, a slot is free again, a function appeared) leads to one question to
+the machine, when the batch of callbacks under way is through: what may begin? What does and has its message at hand
+begins in that very step, without a task, and leaves the engine together with the receipts of that batch. Nothing polls:
+the dispatcher sleeps until a retry is due, or something happened outside of a batch.
+
+Only what must wait for the disk goes over the channel to a consumer: a message that has to be read back, a verdict that
+could not be written. Consumers are started as they are needed, never more than the queue's concurrency, and stay; when
+the concurrency shrinks, the surplus leave after their next message.
 
 Who cancels it: the module's nursery. A delivery that is cancelled leaves its message in the log, unacknowledged: it is
 delivered again, with its attempt number, when the engine is back. A queue without shares (nobody subscribes, or it was
@@ -12,79 +16,36 @@ taken out of the configuration) ends its nursery when its last delivery has ende
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import trio
 from attrs import define, evolve, field, frozen
 
 from ...engine import Engine, LocalPeer
-from ...protocol import limits
 from ...protocol.errors import StoreError
-from ...stores.interfaces import Heading, Job, JobLog, StoreFull
+from ...stores.interfaces import Heading, Job, JobLog, QueueCensus
+from ...stores.results import Done, OnDone, Result, StoreFull
 from ...stores.waiting import WaitingJobLog
+from ...transport import after_batch
 from .delivery import Attempt, Share
-from .machine import (
-    BACKOFF_CEILING_MS,
-    Bury,
-    Ending,
-    Entry,
-    Item,
-    Missing,
-    Persist,
-    Policy,
-    QueueCounts,
-    QueueMachine,
-    Refused,
-    Retry,
-    SetTimer,
-    Target,
-)
+from .lanes import Item, Promote, Read, Refill, Survey, Target
+from .machine import QueueMachine, SetTimer
 from .names import QueueKey
+from .reading import LogTime, Reader, Shelf
+from .verdicts import Bury, Ending, Missing, Persist, Policy, QueueCounts, Refused, Retry
 
 log = logging.getLogger(__name__)
 
-SHELF_BYTES: Final = limits.QUEUE_SHELF
-JOB_OVERHEAD: Final = 1_024
 PAUSED: Final = "paused"
 DRAINING: Final = "draining"
 ADOPTING: Final = "adopting"
 LOADING: Final = "loading"
-"""Reasons to begin nothing: somebody's decision, the engine stops, older messages are still on their way, it starts."""
+PURGING: Final = "purging"
+"""Reasons to begin nothing: somebody's decision, the engine stops, older messages are on their way, it starts, or they go."""
 
 WRITE_AGAIN_S: Final = 1.0
 """Pause before a verdict that did not reach the disk is written again."""
-
-
-@define(eq=False)
-class Shelf:
-    """Messages of all queues kept in memory between log and delivery, up to `limit` bytes; the rest is read back.
-
-    `messages` counts the live messages of all queues, kept here or not, and those that wait for a first subscriber.
-    """
-
-    limit: int = SHELF_BYTES
-    size: int = field(default=0, init=False)
-    messages: int = field(default=0, init=False)
-    _jobs: dict[int, Job] = field(factory=dict, init=False)
-
-    def put(self, job: Job) -> None:
-        """Keep a message if there is room."""
-        size = len(job.payload) + JOB_OVERHEAD
-        if self.size + size <= self.limit:
-            self._jobs[job.seq] = job
-            self.size += size
-
-    def get(self, seq: int) -> Job | None:
-        """The message, or None when it has to be read from the log."""
-        return self._jobs.get(seq)
-
-    def drop(self, seq: int) -> None:
-        """The message has ended."""
-        self.messages -= 1
-        job = self._jobs.pop(seq, None)
-        if job is not None:
-            self.size -= len(job.payload) + JOB_OVERHEAD
 
 
 @frozen
@@ -92,7 +53,7 @@ class QueueStatistics:
     """One queue: `shares` are its live triggers (1 for a configured named queue), `consumers` its tasks.
 
     `policy` is how it treats its messages now, `paused` whether somebody has stopped it, `remembered` whether it is a
-    destination that gets its copies whether or not its worker is there.
+    destination that gets its copies whether or not its worker is there. What `consumers` wait for: see the module.
     """
 
     key: QueueKey
@@ -102,13 +63,6 @@ class QueueStatistics:
     consumers: int
     paused: bool
     remembered: bool
-
-
-@define
-class _Crew:
-    """The consumers of one life of a queue."""
-
-    size: int = 0
 
 
 @define(eq=False, kw_only=True)
@@ -124,19 +78,29 @@ class ActiveQueue:
     peer: LocalPeer
     log: JobLog
     shelf: Shelf
+    time: LogTime
     nursery: trio.Nursery
     on_buried: Callable[["ActiveQueue"], None]
     remembered: bool = False
     arriving: int = 0
     machine: QueueMachine = field(init=False)
     shares: dict[str, Share] = field(factory=dict, init=False)
+    _reader: Reader = field(init=False)
     _holds: set[str] = field(factory=set, init=False)
+    _purges: int = field(default=0, init=False)
     _serving: bool = field(default=False, init=False)
     _consumers: int = field(default=0, init=False)
     _wake: trio.Event = field(factory=trio.Event, init=False)
+    _stirred: bool = field(default=False, init=False)
+    _due: float = field(default=math.inf, init=False)  # when the dispatcher wakes by itself
+    _line: trio.MemorySendChannel[Item | Attempt | Read] | None = field(default=None, init=False)  # to the consumers
+    _in_line: int = field(default=0, init=False)  # and with them
 
     def __attrs_post_init__(self) -> None:
-        self.machine = QueueMachine(self._available)
+        self.machine = QueueMachine(self._available, let_go=self.shelf.let_go)
+        self._reader = Reader(
+            self.log, self.machine, self.shelf, self.time, self.key.text, self._stir, self._wait_for_room
+        )
         if self.core.draining:
             self.hold(DRAINING)
 
@@ -159,41 +123,67 @@ class ActiveQueue:
         self.shares.pop(share_id, None)
         self._configure()
 
-    def take_in(self, job: Job | Heading, *, deliveries: int = 0) -> None:
-        """A message stands in the log. `deliveries` of 1 or more: it may have been delivered before."""
-        now = self.core.clock.now()
-        # a wall clock that was set back must not hold a message longer than it was ever meant to wait
-        longest_ms = BACKOFF_CEILING_MS if job.attempts else max(0, job.due_at_ms - job.created_at_ms)
-        delay_ms = min(job.due_at_ms - self.core.clock.wall_ms(), longest_ms)
+    def restore(self, counted: QueueCensus) -> None:
+        """So many messages stood in the log when the engine started."""
+        next_due = math.inf if counted.next_due_ms is None else self.time.from_ms(counted.next_due_ms)
+        self.machine.restore(counted.live - counted.delayed, counted.delayed, next_due, self.time.newest)
+        self.shelf.messages += counted.live
+        self._stir()
+
+    def take_in(self, job: Job) -> None:
+        """A message stands in the log."""
         self.machine.add(
             job.seq,
             (job.namespace, job.function_id or ""),
             job.group_id or "",
             priority=job.priority,
-            now=now,
-            due=now + delay_ms / 1000 if delay_ms > 0 else 0.0,
+            due=self.time.from_ms(job.due_at_ms) if job.delayed else None,
             attempts=job.attempts,
-            deliveries=deliveries,
+            deliveries=self.time.deliveries(job),
         )
         self.shelf.messages += 1
-        if isinstance(job, Job):
+        if self.machine.holds(job.seq):
             self.shelf.put(job)
-        self._wake.set()
+        self._stir()
 
-    def put_back(self, taken: Sequence[tuple[int, Entry]]) -> None:
-        """What was taken out of the machine was not removed from the log."""
-        self.machine.put_back(taken)
-        self._wake.set()
+    def purge(self, page: int, on_done: OnDone[int]) -> None:
+        """Remove all that waits or is delayed from the log, `page` messages at a time; answers how many.
+
+        Nothing begins meanwhile. What comes meanwhile stays, and what is in flight goes on.
+        """
+        total, through = 0, self.machine.newest
+        self._purges += 1
+        self.hold(PURGING)
+
+        def next_page() -> None:
+            self.log.clear(self.key.text, through, self.machine.begun, page, removed)
+
+        def removed(result: Result[list[Heading]]) -> None:
+            nonlocal total
+            if isinstance(result, Done):
+                self.machine.removed([self._reader.row(heading) for heading in result.value])
+                for heading in result.value:
+                    self.shelf.drop(heading.seq)
+                total += len(result.value)
+                if len(result.value) == page:
+                    next_page()
+                    return
+            self._purges -= 1
+            if not self._purges:
+                self.release(PURGING)
+            on_done(Done(total) if isinstance(result, Done) else result)
+
+        next_page()
 
     def revive(self, job: Job) -> None:
         """A dead letter was redriven: `job` is what stands in the log now."""
         self.machine.exhumed(1)
-        self.take_in(job, deliveries=1)
+        self.take_in(job)
 
     def appeared(self, target: Target) -> None:
         """A function has become callable."""
         if self.machine.appeared(target):
-            self._wake.set()
+            self._stir()
 
     def hold(self, reason: str) -> None:
         """Begin nothing any more, until `release` of the same reason; what is in flight may end."""
@@ -204,7 +194,7 @@ class ActiveQueue:
         """Go on, unless there is another reason to wait."""
         self._holds.discard(reason)
         self.machine.paused = bool(self._holds)
-        self._wake.set()
+        self._stir()
 
     def is_held(self, reason: str) -> bool:
         """Whether it waits for that reason, be it among others."""
@@ -214,17 +204,21 @@ class ActiveQueue:
         """A delivery has ended; what is returned must be written down before `settled`."""
         verdict = self.machine.finished(item, ending, self.core.clock.now())
         if verdict is None:
-            self._wake.set()
+            self._stir()
         return verdict
 
     def settled(self, item: Item, verdict: Persist) -> None:
         """A verdict stands on disk."""
-        self.machine.settled(item, verdict, self.core.clock.now())
+        self.machine.settled(item, verdict)
         if not isinstance(verdict, Retry):
             self.shelf.drop(item.seq)
-        self._wake.set()
+        self._stir()
         if isinstance(verdict, Bury):
             self.on_buried(self)
+
+    def put_off(self, attempt: Attempt) -> None:
+        """The verdict of a delivery could not be written down: a consumer tries again, unless the module has ended."""
+        self._queue_up(attempt)
 
     @property
     def length(self) -> int:
@@ -246,51 +240,108 @@ class ActiveQueue:
         else:
             policy = evolve(policy, concurrency=0)
         self.machine.configure(policy)
-        self._wake.set()
+        self._stir()
 
     def _least_loaded(self) -> Share | None:
-        free = [share for share in self.shares.values() if share.running < share.policy.concurrency]
-        return min(free, key=lambda share: share.running / share.policy.concurrency, default=None)
+        found, least = None, 1.0
+        for share in self.shares.values():
+            load = share.running / share.policy.concurrency if share.policy.concurrency else 1.0
+            if load < least:
+                found, least = share, load
+        return found
+
+    # -- what it does about it: all synchronous -----------------------------------------------------------------------
+
+    def _stir(self) -> None:
+        if not self._stirred:
+            self._stirred = True
+            if not after_batch(self._dispatch):
+                self._wake.set()
+
+    def _dispatch(self) -> None:
+        if self._line is None:
+            self._stirred = False
+        elif self._begin() < self._due or not (self.shares or self.machine.in_flight):
+            self._wake.set()
+
+    def _begin(self) -> float:
+        """Begin what may begin; returns when to ask again, if nothing happens."""
+        self._stirred = False
+        due = math.inf
+        for effect in self.machine.poll(self.core.clock.now()):
+            if isinstance(effect, SetTimer):
+                due = effect.when
+            elif isinstance(effect, Survey | Refill | Promote):
+                self._reader.read(effect)
+            elif (job := self.shelf.get(effect.item.seq)) is not None:
+                self._deliver(effect.item, job)
+            else:
+                self._queue_up(effect.item)
+        return due
+
+    def _deliver(self, item: Item, job: Job) -> None:
+        share = self._least_loaded()
+        if share is None:
+            self.finished(item, Missing())  # its trigger went while it was on its way
+        else:
+            Attempt(self, item, job, share).begin()
+
+    def _wait_for_room(self, read: Read) -> None:
+        if self._line is None:
+            self.machine.unread(read, self.core.clock.now())
+        else:
+            self._queue_up(read)
+
+    def _queue_up(self, waiting: Item | Attempt | Read) -> None:
+        if self._line is not None:
+            self._line.send_nowait(waiting)
+            self._in_line += 1
+            self._wake.set()
 
     # -- its tasks ----------------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Dispatch until there are no shares, then let the consumers end what they have begun."""
+        """Dispatch until there are no shares, and what had begun has ended."""
         # what is in flight never exceeds the concurrency, and nothing else ever lies in the channel: it needs no bound of
         # its own, and handing over a message costs no turn of the loop
-        send, receive = trio.open_memory_channel[Item](math.inf)
-        # a queue that gets a share again begins anew beside consumers that still end what they had begun
-        crew = _Crew()
-        async with trio.open_nursery() as nursery, send:
-            while self.shares:
-                self._wake = trio.Event()
-                timer = math.inf
-                for effect in self.machine.poll(self.core.clock.now()):
-                    if isinstance(effect, SetTimer):
-                        timer = effect.when
-                    else:
-                        send.send_nowait(effect.item)
-                while crew.size < min(self.machine.in_flight, self.machine.policy.concurrency):
-                    crew.size += 1
-                    nursery.start_soon(self._consume, receive, crew, name=f"consumer of {self.key.name}")
-                with trio.move_on_at(timer):
-                    await self._wake.wait()
-            self._serving = False
-
-    async def _consume(self, receive: trio.MemoryReceiveChannel[Item], crew: "_Crew") -> None:
-        self._consumers += 1
+        self._line, receive = trio.open_memory_channel[Item | Attempt | Read](math.inf)
         try:
-            async for item in receive:
-                await self._deliver(item)
-                if crew.size > max(1, self.machine.policy.concurrency):
+            async with trio.open_nursery() as nursery, self._line:
+                while self.shares or self.machine.in_flight:
+                    self._wake = trio.Event()
+                    self._due = self._begin()
+                    while self._consumers < min(self._in_line, self._most_consumers):
+                        self._consumers += 1
+                        nursery.start_soon(self._consume, receive, name=f"consumer of {self.key.name}")
+                    with trio.move_on_at(self._due):
+                        await self._wake.wait()
+                self._serving, self._line = False, None
+        finally:
+            self._line = None
+
+    @property
+    def _most_consumers(self) -> int:
+        return max(1, self.machine.policy.concurrency)
+
+    async def _consume(self, receive: trio.MemoryReceiveChannel[Item | Attempt | Read]) -> None:
+        try:
+            async for waiting in receive:
+                if isinstance(waiting, Attempt):
+                    await self._write_again(waiting)
+                elif isinstance(waiting, Item):
+                    await self._read_and_deliver(waiting)
+                else:
+                    await self.log.room()
+                    self._reader.read(waiting)
+                self._in_line -= 1
+                if self._consumers > self._most_consumers:
                     return
         finally:
             self._consumers -= 1
-            crew.size -= 1
 
-    async def _deliver(self, item: Item) -> None:
+    async def _read_and_deliver(self, item: Item) -> None:
         try:
-            job = self.shelf.get(item.seq) or await self._read(item)
+            job = await self._read(item)
         except StoreError as error:
             log.error("queue %s: a message could not be read back: %s", self.key.name, error)
             self.finished(item, Refused())
@@ -299,28 +350,20 @@ class ActiveQueue:
             log.error("queue %s: message %d is not in the log any more", self.key.name, item.seq)
             self.settled(item, self.machine.lost(item))
             return
-        share = self._least_loaded()
-        if share is None:
-            self.finished(item, Missing())  # its trigger went while it was on its way
-            return
-        attempt = Attempt(self, item, job, share)
-        attempt.begin()
-        await attempt.over.wait()
-        while attempt.unwritten is not None:
-            await self._wait_to_write(attempt.unwritten)
-            attempt.write_again()
-            await attempt.over.wait()
+        self._deliver(item, job)
 
     async def _read(self, item: Item) -> Job | None:
         jobs = await WaitingJobLog(self.log).load(item.seq - 1, 1)
         return jobs[0] if jobs and jobs[0].seq == item.seq else None
 
-    async def _wait_to_write(self, error: StoreError) -> None:
+    async def _write_again(self, attempt: Attempt) -> None:
+        error = attempt.unwritten
         if isinstance(error, StoreFull):
             await self.log.room()
-            return
-        log.error("queue %s: the end of a delivery could not be written down, trying again: %s", self.key.name, error)
-        await trio.sleep(WRITE_AGAIN_S)
+        else:
+            log.error("queue %s: the end of a delivery was not written down, trying again: %s", self.key.name, error)
+            await trio.sleep(WRITE_AGAIN_S)
+        attempt.write_again()
 
     def statistics(self) -> QueueStatistics:
         """A frozen picture of this queue."""

@@ -14,8 +14,8 @@ from ...protocol import NULL, Json, codec, errors, limits
 from ...protocol.errors import StoreError, WireError
 from ...stores import DeadLetter, Failed, Job, OnDone, Result
 from .dispatch import ActiveQueue, QueueStatistics
-from .machine import HIGHEST_PRIORITY
-from .messages import LONGEST_DELAY_MS, Message
+from .lanes import HIGHEST_PRIORITY
+from .messages import LONGEST_DELAY_MS, Message, Terms
 from .names import Kind
 from .queues import Queues
 from .requests import Request
@@ -33,6 +33,9 @@ STATS: Final = "engine::queue::stats"
 DLQ_LIMIT: Final = 50
 DLQ_LARGEST: Final = limits.QUEUE_DLQ_PAGE
 """Dead letters in one answer: unless the caller says otherwise, and whatever it says."""
+
+LARGEST_OFFSET: Final = 2**62
+"""More than there can be; a store takes no number beyond 64 bits."""
 
 NAMED_BROKER: Final = "function_queue"
 TOPIC_BROKER: Final = "builtin"
@@ -103,7 +106,8 @@ class QueueFunctions:
         """`engine::queue::enqueue`: §2.5 in, `{"messageReceiptId"}` out once the message is on disk.
 
         `delay_ms`, `priority` (0 to 255) and `deduplication_key` may come too; a repetition is answered with a receipt
-        and `"deduplicated": true`, and not stored.
+        and `"deduplicated": true`, and not stored. `metadata` goes to the handler, and `condition_function_id` is asked
+        before each attempt, as a trigger's would be.
         """
         request = Request.read(ENQUEUE, data)
         queue = request.text("queue")
@@ -116,8 +120,9 @@ class QueueFunctions:
         message = _message(
             request,
             request.payload("data"),
-            request.optional_text("traceparent"),
-            request.optional_text("baggage"),
+            request.optional_text("traceparent", None),
+            request.optional_text("baggage", None),
+            _terms(request),
         )
 
         def answer(stored: "list[Job]") -> Json:
@@ -222,7 +227,9 @@ class QueueFunctions:
             return WireError(f"Failed to browse DLQ messages: {error}", "dlq_messages_failed")
 
         names = [queue.key.text for queue in queues]
-        self.queues.log.dead_letters(names, offset, min(limit, DLQ_LARGEST), later(call, answer, refused))
+        self.queues.log.dead_letters(
+            names, min(offset, LARGEST_OFFSET), min(limit, DLQ_LARGEST), later(call, answer, refused)
+        )
         return LATER
 
     def _topic_name(self, request: Request) -> str:
@@ -232,15 +239,28 @@ class QueueFunctions:
         return topic
 
 
-def _message(request: Request, payload: Json, traceparent: str | None, baggage: str | None) -> Message:
+def _terms(request: Request) -> Terms | None:
+    metadata, condition = request.payload_or_null("metadata"), request.optional_text("condition_function_id") or None
+    return None if condition is None and metadata == NULL else Terms(metadata, condition)
+
+
+def _message(
+    request: Request, payload: Json, traceparent: str | None, baggage: str | None, terms: Terms | None = None
+) -> Message:
     return Message(
         payload,
-        traceparent or None,
-        baggage or None,
+        _context(traceparent),
+        _context(baggage),
         request.optional_count("delay_ms", LONGEST_DELAY_MS),
         request.optional_count("priority", HIGHEST_PRIORITY),
         request.optional_text("deduplication_key") or None,
+        terms,
     )
+
+
+def _context(text: str | None) -> str | None:
+    """A string of the trace context as it is kept: one that is too long is no reason to refuse the message."""
+    return text if text and len(text) <= limits.QUEUE_BAGGAGE_CHARS else None
 
 
 def _row(row: QueueStatistics) -> dict[str, Any]:

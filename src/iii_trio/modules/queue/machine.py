@@ -2,160 +2,99 @@
 
 Theory of operation. A message is an `Item`; its payload is somebody else's business. `seq`, its number in the log, is
 its age and never changes while it lives. Items stand in *lanes*: in a standard queue one lane per target function, in a
-fifo queue one per message group. A lane is a heap; its head is the next to go: in a standard lane the oldest of the
-highest priority, in a fifo lane the oldest. A standard lane lets any number of its items run at once, a fifo lane one,
-and its head also while that waits for its next attempt. Where several lanes may go, the head of the highest priority
-does, then the oldest.
+fifo queue one per message group. A lane's head is the next to go: in a standard lane the oldest of the highest
+priority, in a fifo lane the oldest. A standard lane lets any number of its items run at once, a fifo lane one, and its
+head also while that waits for its next attempt. Where several lanes may go, the head of the highest priority does, then
+the oldest.
 
     add ──> WAITING ──poll──> IN_FLIGHT ──finished──> SETTLING ──settled──> gone (acknowledged, or a dead letter)
-               ^                  │                      │
-               │                  └─ nothing delivered   └─ to be tried again ──> DELAYED
-               └───────────────────── time has come ──────────────────────────────┘
+            ^     ^               │                      │
+            │     └─ RESTING <────┴─ nothing delivered   └─ to be tried again ──> DELAYED
+            └───────────────────── time has come, `promoted` ─────────────────────────┘
 
 `finished` says what must be written down, and only `settled`, called when that stands on disk, lets it count: the slot
 is free, the lane goes on, the retry is scheduled. A lane whose head's function is not there is *held*: it costs no slot
 and no attempt, and nothing in other lanes waits for it. In a standard queue that means: nothing waits but the messages
 for that function. In a fifo queue it means: nothing waits but that group, whose order wins over everything.
 
-A message that only waits costs a few bytes, so that a million may: it is no object of its own but a number in its lane
-and a `Route`, which it shares with its neighbours. It becomes an `Item` when something happens to it. Every input costs
-the same, however many messages wait (but for `configure` with another `fifo`, which places them all anew).
+What is in memory is bounded, however many messages wait: what is in flight, a record of each lane, the first message of
+each, and up to `window` more, where deliveries are made. The rest is counted, and stands in the log in the order in
+which it will be wanted (`lanes.py`); `poll` asks for it before it is needed, one read at a time. Delayed messages stand
+in no order of the log until their time has come and it is told so (`Promote`): some of them are in memory and take
+their places at once, of the others is known how many they are and when the first is due. (In a fifo queue they keep
+their place, in which they hold up their group.) A queue that is new to the machine, or that becomes fifo or ceases to
+be, is surveyed first: nothing begins until its lanes are counted.
+
+The log answers reads in line with writes: what a read shows is what has been told here before its answer is, no more
+and no less. All reasoning about reads that are under way rests on that.
 
 All times are seconds of one clock that only goes forward.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
+from math import inf
 from typing import Final, TypeAlias
 
 from attrs import define, field, frozen
 
-BACKOFF_CEILING_MS: Final = 24 * 60 * 60 * 1000
-"""No retry is scheduled later than this, whatever base and number of failures."""
+from .lanes import (
+    SEQ,
+    Entry,
+    Gap,
+    Item,
+    Lane,
+    LaneKey,
+    LaneRow,
+    Promote,
+    Read,
+    Refill,
+    Route,
+    Row,
+    State,
+    Survey,
+    Target,
+    place_of,
+    route_of,
+    state_of,
+)
+from .verdicts import (
+    Acknowledge,
+    Bury,
+    Ending,
+    Failed,
+    Interrupted,
+    Persist,
+    Policy,
+    QueueCounts,
+    Refused,
+    Retry,
+    Succeeded,
+)
 
 PUT_BACK_S: Final = 0.25
 """How long a message rests whose worker was too busy to take it."""
 
-Target: TypeAlias = tuple[str, str]
-"""(namespace, function id)."""
+READ_AGAIN_S: Final = 1.0
+"""Pause after a read that failed."""
 
-HIGHEST_PRIORITY: Final = 255
+RUN: Final = 256
+"""Messages of one lane in memory, where deliveries are made; it is filled up when half of them are left."""
 
-_SEQ_BITS: Final = 56
-_SEQ: Final = (1 << _SEQ_BITS) - 1
+WINDOW: Final = 4_096
+"""Messages of a queue in memory beyond the first of each lane."""
 
+LANES: Final = 1_000
+"""Lanes counted by one read."""
 
-def backoff_ms(base_ms: int, failures: int, ceiling_ms: int = BACKOFF_CEILING_MS) -> int:
-    """Delay before the next attempt after `failures` (at least 1) failed ones: base · 2^(failures − 1), with a ceiling."""
-    if base_ms <= 0:
-        return 0
-    return min(ceiling_ms, BACKOFF_CEILING_MS, base_ms << min(failures - 1, BACKOFF_CEILING_MS.bit_length()))
+GAPS: Final = 64
+"""Lanes filled up by one read."""
 
-
-@frozen
-class Policy:
-    """How a queue treats its messages now; it may change at any time and holds from the next decision on.
-
-    `concurrency` of 0 pauses the queue. `max_attempts` is the number of failed attempts that makes a dead letter, at
-    least 1. `backoff_ms` is the base delay, which doubles with each failure (not if `backoff_fixed`) up to
-    `backoff_max_ms`; a `jitter` of 0.2 makes it shorter by up to 20 %, by chance.
-    """
-
-    fifo: bool = False
-    concurrency: int = 0
-    max_attempts: int = 3
-    backoff_ms: int = 1000
-    backoff_max_ms: int = BACKOFF_CEILING_MS
-    backoff_fixed: bool = False
-    jitter: float = 0.0
-
-    def delay_ms(self, failures: int, chance: float) -> int:
-        """The delay after so many failures; `chance` is a number from 0 to 1."""
-        delay = backoff_ms(self.backoff_ms, 1 if self.backoff_fixed else failures, self.backoff_max_ms)
-        return round(delay * (1 - self.jitter * chance))
-
-
-class State(Enum):
-    """Where an item stands; see the module."""
-
-    WAITING = "waiting"
-    DELAYED = "delayed"
-    IN_FLIGHT = "in flight"
-    SETTLING = "settling"
-
-    __hash__ = object.__hash__  # Enum's own is written in Python, and a key of dicts is what these are
-
-
-@frozen
-class Route:
-    """What neighbours in a queue have in common: function, group, priority, and how often they may have been delivered."""
-
-    target: Target
-    group: str
-    priority: int
-    deliveries: int
-
-
-@define(eq=False, weakref_slot=False)
-class Item:
-    """A message as the machine sees it: `attempts` have failed, `deliveries` were begun, this one included.
-
-    `deliveries` may exceed `attempts` by more than 1: after a restart or a redrive, and when an attempt did not count.
-    """
-
-    seq: int
-    route: Route
-    attempts: int
-    deliveries: int
-    due: float
-    state: State
-
-    @property
-    def target(self) -> Target:
-        """The function it is for."""
-        return self.route.target
-
-
-Entry: TypeAlias = Route | Item
-"""A message in the table: an item, or the route of one to which nothing has happened yet."""
-
-
-# -- endings: how a delivery ended, as the one who made it saw it -----------------------------------------------------
-
-
-@frozen
-class Succeeded:
-    """The handler answered, or a condition said that it need not be asked."""
-
-
-@frozen
-class Failed:
-    """A failed attempt; `error` is what will stand in the log and, in the end, at the dead letter."""
-
-    error: str
-
-
-@frozen
-class Refused:
-    """Nothing was delivered, because the worker or the engine was too busy: tried again shortly, no attempt counted."""
-
-
-@frozen
-class Missing:
-    """Nothing was delivered, because the function is not there: the lane is held until it is."""
-
-
-@frozen
-class Interrupted:
-    """The engine itself ended the delivery: it is repeated, and no attempt is counted."""
-
-
-Ending: TypeAlias = Succeeded | Failed | Refused | Missing | Interrupted
-
-
-# -- effects: what the machine wants done -----------------------------------------------------------------------------
+PROMOTED: Final = 256
+"""Messages whose time has come and that take their places by one write."""
 
 
 @frozen
@@ -172,102 +111,88 @@ class SetTimer:
     when: float
 
 
-@frozen
-class Acknowledge:
-    """Remove the message from the log, then call `settled`."""
+Effect: TypeAlias = Deliver | SetTimer | Read
 
 
-@frozen
-class Retry:
-    """Write down that `attempts` have failed and that the next is due in `delay_ms`, then call `settled`."""
-
-    attempts: int
-    delay_ms: int
-    error: str
-
-
-@frozen
-class Bury:
-    """Move the message to the dead letters after `attempts` failures, then call `settled`."""
-
-    attempts: int
-    error: str
-
-
-Effect: TypeAlias = Deliver | SetTimer
-Persist: TypeAlias = Acknowledge | Retry | Bury
-
-
-@frozen
-class QueueCounts:
-    """How many items of a queue stand where, and what has become of the others since the engine started."""
-
-    waiting: int
-    """Due, and not begun; `held` ones included."""
-    held: int
-    """Waiting in lanes whose function is not there."""
-    delayed: int
-    """Waiting for the time of their next attempt."""
-    in_flight: int
-    """Delivered, or their ending is being written down."""
-    dead: int
-    """Dead letters."""
-    lanes: int
-    """Functions (standard) or groups (fifo) with live messages."""
-    acknowledged: int
-    failures: int
-    """Failed attempts."""
-
-
-@define(eq=False, weakref_slot=False)
-class _Lane:
-    key: Target | str
-    route: Route  # of its newest message
-    heap: list[int] = field(factory=list)  # standard: ranks; fifo: numbers
-    running: int = 0
-    delayed: int = 0  # fifo: how many in the heap are not due
+_SLEEPING: Final = (State.DELAYED, State.RESTING)
 
 
 @define(eq=False)
 class QueueMachine:
-    """See the module. `available` tells whether a function is there now; it must be a plain look-up."""
+    """See the module. `available` tells whether a function is there now; it must be a plain look-up.
+
+    `let_go` is called with the number of each message that leaves memory and stays in the log. `run` is 2 or more.
+    """
 
     available: Callable[[Target], bool]
     policy: Policy = field(factory=Policy)
     paused: bool = False
     """Begin no delivery; what is in flight may end."""
     chance: Callable[[], float] = random.random
+    let_go: Callable[[int], None] = field(default=lambda _: None)
+    run: int = RUN
+    window: int = WINDOW
+    lanes_read: int = LANES
+    promoted_at_once: int = PROMOTED
+    newest: int = field(default=0, init=False)
+    """The largest number that was ever in the queue."""
     dead: int = field(default=0, init=False)
     acknowledged: int = field(default=0, init=False)
     failures: int = field(default=0, init=False)
     _items: dict[int, Entry] = field(factory=dict, init=False)
+    _begun: set[int] = field(factory=set, init=False)  # in flight or settling
     _counts: dict[State, int] = field(factory=lambda: dict.fromkeys(State, 0), init=False)
-    _lanes: dict[Target | str, _Lane] = field(factory=dict, init=False)
-    _ready: list[int] = field(factory=list, init=False)  # ranks of heads that may go; entries may be stale
-    _delayed: list[tuple[float, int]] = field(factory=list, init=False)  # (due, seq); entries may be stale
-    _held: dict[Target, set[Target | str]] = field(factory=dict, init=False)
+    _lanes: dict[LaneKey, Lane] = field(factory=dict, init=False)
+    _in_runs: int = field(default=0, init=False)
+    _ready: list[int] = field(factory=list, init=False)  # places of heads that may go; entries may be stale
+    _asleep: list[tuple[float, int]] = field(factory=list, init=False)  # (due, seq) in memory; entries may be stale
+    _awake: set[int] = field(factory=set, init=False)  # were delayed; the log has not said that they are not any more
+    _held: dict[Target, set[LaneKey]] = field(factory=dict, init=False)
+    _next_due: float = field(default=inf, init=False)  # of what is delayed in the log
+    _thirsty: dict[LaneKey, None] = field(factory=dict, init=False)  # lanes that are to be filled up
+    _dry: list[tuple[int, LaneKey]] = field(factory=list, init=False)  # (floor, lane) of a standard queue; may be stale
+    _surveying: bool = field(default=False, init=False)
+    _cursor: LaneKey | None = field(default=None, init=False)  # lanes up to here are surveyed
+    _epoch: int = field(default=0, init=False)
+    _reading: bool = field(default=False, init=False)
+    _promoting: bool = field(default=False, init=False)
+    _read_at: float = field(default=0.0, init=False)  # not before
 
     # -- queries ------------------------------------------------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
         """Deliveries that hold a slot."""
-        return self._counts[State.IN_FLIGHT] + self._counts[State.SETTLING]
+        return len(self._begun)
+
+    @property
+    def begun(self) -> list[int]:
+        """The numbers of what is in flight."""
+        return list(self._begun)
 
     @property
     def waiting(self) -> int:
-        """Items that are due and not begun."""
+        """Messages that are due and not begun."""
         return self._counts[State.WAITING]
 
     @property
+    def delayed(self) -> int:
+        """Messages that are not due."""
+        return self._counts[State.DELAYED] + self._counts[State.RESTING]
+
+    @property
     def live(self) -> int:
-        """All items that are not dead letters."""
-        return len(self._items)
+        """All messages that are not dead letters."""
+        return self.unbegun + self.in_flight
 
     @property
     def unbegun(self) -> int:
-        """Items that are not in flight: due, held or delayed."""
-        return self._counts[State.WAITING] + self._counts[State.DELAYED]
+        """Messages that are not in flight: due, held or delayed."""
+        return self.waiting + self.delayed
+
+    def holds(self, seq: int) -> bool:
+        """Whether a message is in memory."""
+        return seq in self._items
 
     def statistics(self) -> QueueCounts:
         """A frozen picture of the queue."""
@@ -275,7 +200,7 @@ class QueueMachine:
         return QueueCounts(
             waiting=self.waiting,
             held=sum(self._is_held(self._lanes[key]) for key in held if key in self._lanes),
-            delayed=self._counts[State.DELAYED],
+            delayed=self.delayed,
             in_flight=self.in_flight,
             dead=self.dead,
             lanes=len(self._lanes),
@@ -283,16 +208,24 @@ class QueueMachine:
             failures=self.failures,
         )
 
-    def _is_held(self, lane: _Lane) -> int:
-        """How many waiting items of a lane its missing function keeps back."""
-        if not lane.heap:
+    def _is_held(self, lane: Lane) -> int:
+        """How many waiting messages of a lane its missing function keeps back."""
+        if not lane.run:
             return 0
-        head = self._items[lane.heap[0] & _SEQ]
-        if _state(head) is not State.WAITING or self.available(_route(head).target):
+        head = self._items[lane.run[0] & SEQ]
+        if state_of(head) is not State.WAITING or self.available(route_of(head).target):
             return 0
-        return len(lane.heap) - lane.delayed
+        return lane.size - lane.delayed
 
-    # -- inputs -------------------------------------------------------------------------------------------------------
+    # -- messages in and out ------------------------------------------------------------------------------------------
+
+    def restore(self, waiting: int, delayed: int, next_due: float, newest: int) -> None:
+        """So many messages stood in the log already; they are surveyed before anything begins."""
+        self._counts[State.WAITING] += waiting
+        self._counts[State.DELAYED] += delayed
+        self._next_due = min(self._next_due, next_due)
+        self.newest = max(self.newest, newest)
+        self._survey()
 
     def add(
         self,
@@ -301,81 +234,77 @@ class QueueMachine:
         group: str = "",
         *,
         priority: int = 0,
-        now: float,
-        due: float = 0.0,
+        due: float | None = None,
         attempts: int = 0,
         deliveries: int = 0,
     ) -> None:
-        """A message that stands in the log; `due` in the past means at once.
+        """A message stands in the log now; `due`: delayed until then.
 
         `group` matters in fifo queues only, and there a `priority` (0 to 255) matters between groups only.
         """
         if seq in self._items:
             raise AssertionError(f"message {seq} is in the queue already")
-        lane = self._lanes.get(group if self.policy.fifo else target)
-        route = None if lane is None else lane.route
-        # compared by hand, not with a new route: most messages are like the one before
-        if (
-            route is None
-            or route.target != target
-            or route.group != group
-            or route.priority != priority
-            or route.deliveries != deliveries
-        ):
-            route = Route(target, group, priority, deliveries)
-        entry: Entry = route
-        if due > now:
-            entry = Item(seq, route, attempts, deliveries, due, State.DELAYED)
-        elif attempts:
-            entry = Item(seq, route, attempts, deliveries, due, State.WAITING)
-        self._insert(seq, entry)
+        self.newest = max(self.newest, seq)
+        if due is None:
+            self._counts[State.WAITING] += 1
+        else:
+            self._counts[State.DELAYED] += 1
+            self._next_due = min(self._next_due, due)
+            if not self.policy.fifo:
+                if not self._surveying and len(self._asleep) < self.window:
+                    route = self._route(self._lanes.get(target), target, group, priority, deliveries)
+                    self._items[seq] = Item(seq, route, attempts, deliveries, due, State.DELAYED)
+                    heappush(self._asleep, (due, seq))
+                return
+        if not self._is_ahead(self._key(target, group)):
+            self._admit(seq, target, group, priority, attempts, deliveries, due)
+
+    def removed(self, rows: Iterable[Row]) -> None:
+        """These messages were removed from the log; none of them is in flight."""
+        for row in rows:
+            entry = self._items.pop(row.seq, None)
+            state = (State.DELAYED if row.delayed else State.WAITING) if entry is None else state_of(entry)
+            self._counts[state] -= 1
+            self._awake.discard(row.seq)
+            key = self._key(row.target, row.group)
+            lane = self._lanes.get(key)
+            if lane is None or self._is_ahead(key) or (state is not State.WAITING and not self.policy.fifo):
+                continue
+            if entry is None:
+                lane.tail -= 1
+            else:
+                del lane.run[bisect_left(lane.run, self._place(row.seq, route_of(entry)))]
+                self._in_runs -= 1
+            lane.delayed -= state is not State.WAITING
+            if entry is not None or not lane.size:
+                self._offer(lane)
+
+    def buried(self, count: int) -> None:
+        """So many dead letters of the queue stood in the log already."""
+        self.dead += count
+
+    def exhumed(self, count: int) -> None:
+        """So many dead letters were redriven or discarded."""
+        self.dead -= count
+
+    # -- what changes -------------------------------------------------------------------------------------------------
 
     def configure(self, policy: Policy) -> None:
         """A new policy; what is in flight goes on, and counts against the new concurrency."""
         reordered = policy.fifo is not self.policy.fifo
         self.policy = policy
-        if reordered:
-            self._lanes.clear()
-            self._ready.clear()
-            self._delayed.clear()
-            self._held.clear()
-            for seq, entry in self._items.items():
-                if _state(entry) in (State.WAITING, State.DELAYED):
-                    self._place(seq, entry)
-                else:
-                    self._lane(_route(entry)).running += 1
-
-    def take_out(self, page: int) -> Iterator[list[tuple[int, Entry]]]:
-        """Take what is not begun out of the queue, up to `page` messages at each step of the iterator.
-
-        Between the steps the queue may go on. Messages that come meanwhile may be taken too, but never more in all than
-        there are now. What is taken is out; `put_back` returns it.
-        """
-        left, taken = self.unbegun, []
-        for key in list(self._lanes):
-            while left and (lane := self._lanes.get(key)) is not None and lane.heap:
-                left -= 1
-                # from the end: a heap without its last leaf is still a heap
-                taken.append(self._extract(lane.heap.pop() & _SEQ, lane))
-                if len(taken) == page:
-                    yield taken
-                    taken = []
-        while left and self._delayed:
-            due, seq = self._delayed.pop()
-            entry = self._items.get(seq)
-            if isinstance(entry, Item) and entry.state is State.DELAYED and entry.due == due:
-                left -= 1
-                taken.append(self._extract(seq, None))
-                if len(taken) == page:
-                    yield taken
-                    taken = []
-        if taken:
-            yield taken
-
-    def put_back(self, taken: Sequence[tuple[int, Entry]]) -> None:
-        """Return what `take_out` has taken."""
-        for seq, entry in taken:
-            self._insert(seq, entry)
+        if not reordered:
+            return
+        for seq in list(self._items):
+            if seq not in self._begun:
+                self._forget(seq)
+        self._lanes.clear()
+        self._in_runs = 0
+        for waiting in (self._ready, self._asleep, self._held, self._thirsty, self._dry):
+            waiting.clear()
+        for seq in self._begun:
+            self._lane(route_of(self._items[seq])).running += 1
+        self._survey()
 
     def appeared(self, target: Target) -> bool:
         """A function has become callable; True if lanes were held for it, and `poll` is worth while."""
@@ -384,38 +313,55 @@ class QueueMachine:
             return False
         for key in keys:
             lane = self._lanes.get(key)
-            if lane is not None and lane.heap:
+            if lane is not None:
                 self._offer(lane)
         return True
 
+    # -- deliveries ---------------------------------------------------------------------------------------------------
+
     def poll(self, now: float) -> list[Effect]:
-        """Begin every delivery that may begin now, the oldest first; the last effect says when to ask again, if ever."""
-        self._wake_delayed(now)
+        """Begin every delivery that may begin now, the oldest first, and ask for what will be needed.
+
+        The last effect says when to ask again, if ever.
+        """
+        self._wake(now)
         effects: list[Effect] = []
-        free = 0 if self.paused else self.policy.concurrency - self.in_flight
+        free = 0 if self.paused or self._surveying else self.policy.concurrency - self.in_flight
         while free > 0 and self._ready:
-            seq = heappop(self._ready) & _SEQ
+            if self._dry and self._ready[0] > self._barrier():
+                break
+            seq = heappop(self._ready) & SEQ
             entry = self._items.get(seq)
-            if entry is None or _state(entry) is not State.WAITING:
+            if entry is None or state_of(entry) is not State.WAITING:
                 continue
-            route = _route(entry)
-            lane = self._lane(route)
-            if lane.heap[0] & _SEQ != seq or (self.policy.fifo and lane.running):
+            route = route_of(entry)
+            lane = self._lanes.get(self._key(route.target, route.group))
+            if lane is None or not lane.run or lane.run[0] & SEQ != seq or (self.policy.fifo and lane.running):
                 continue
             if not self.available(route.target):
                 self._held.setdefault(route.target, set()).add(lane.key)
                 continue
-            heappop(lane.heap)
+            del lane.run[0]
+            self._in_runs -= 1
             lane.running += 1
             item = self._item(seq, entry)
             item.deliveries += 1
             self._move(item, State.IN_FLIGHT)
-            if not self.policy.fifo and lane.heap:
+            self._begun.add(seq)
+            if lane.tail and len(lane.run) <= self.run // 2:
+                self._thirsty[lane.key] = None
+            if not self.policy.fifo:
                 self._offer(lane)
             effects.append(Deliver(item))
             free -= 1
-        if self._delayed:
-            effects.append(SetTimer(self._delayed[0][0]))
+        effects.extend(self._reads(now))
+        when = self._asleep[0][0] if self._asleep else inf
+        if not self._promoting:
+            when = min(when, max(self._next_due, self._read_at))
+        if self._read_at > now and (self._surveying or self._thirsty):
+            when = min(when, self._read_at)
+        if when < inf:
+            effects.append(SetTimer(when))
         return effects
 
     def finished(self, item: Item, ending: Ending, now: float) -> Persist | None:
@@ -436,9 +382,17 @@ class QueueMachine:
             return Retry(item.attempts, delay_ms, ending.error)
         if not isinstance(ending, Interrupted):
             item.deliveries -= 1
+        self._begun.discard(item.seq)
         if isinstance(ending, Refused):
             item.due = now + PUT_BACK_S
-        self._again(item, now)
+            self._move(item, State.RESTING)
+            heappush(self._asleep, (item.due, item.seq))
+            if self.policy.fifo:
+                self._return(item)
+        else:
+            self._move(item, State.WAITING)
+            self._return(item)
+        self._vacate(item)
         return None
 
     def lost(self, item: Item) -> Persist:
@@ -446,28 +400,162 @@ class QueueMachine:
         self._move(item, State.SETTLING)
         return Acknowledge()
 
-    def settled(self, item: Item, written: Persist, now: float) -> None:
+    def settled(self, item: Item, written: Persist) -> None:
         """What `finished` returned stands on disk."""
         if item.state is not State.SETTLING:
             raise AssertionError(f"message {item.seq} is {item.state.value}")
+        self._begun.discard(item.seq)
+        self._awake.discard(item.seq)
         if isinstance(written, Retry):
-            self._again(item, now)
-            return
-        if isinstance(written, Bury):
-            self.dead += 1
+            self._move(item, State.DELAYED)
+            self._next_due = min(self._next_due, item.due)
+            if self.policy.fifo:
+                self._return(item)
+            elif self._surveying or len(self._asleep) >= self.window:
+                self._forget(item.seq)
+            if item.seq in self._items:  # what has left it in its lane is woken by the log
+                heappush(self._asleep, (item.due, item.seq))
         else:
-            self.acknowledged += 1
+            self._counts[item.state] -= 1
+            del self._items[item.seq]
+            if isinstance(written, Bury):
+                self.dead += 1
+            else:
+                self.acknowledged += 1
         self._vacate(item)
-        self._counts[item.state] -= 1
-        del self._items[item.seq]
 
-    def buried(self, count: int) -> None:
-        """So many dead letters of the queue stood in the log already."""
-        self.dead += count
+    # -- answers of the log -------------------------------------------------------------------------------------------
 
-    def exhumed(self, count: int) -> None:
-        """So many dead letters were redriven or discarded."""
-        self.dead -= count
+    def surveyed(self, read: Survey, rows: Sequence[LaneRow]) -> None:
+        """What `read` has counted; fewer lanes than its limit are the last."""
+        if read.epoch != self._epoch:
+            return
+        self._reading = False
+        # what is in flight is counted in its lane, unless the log still takes it for delayed
+        counted = Counter(
+            self._key(route.target, route.group)
+            for seq, route in ((seq, route_of(self._items[seq])) for seq in self._begun)
+            if self.policy.fifo or seq not in self._awake
+        )
+        for row in rows:
+            self._cursor, head = row.key, row.head
+            lane = self._lane(self._route(None, head.target, head.group, head.priority, head.deliveries))
+            lane.tail, lane.delayed = row.waiting + row.delayed - counted[row.key], row.delayed
+            if lane.tail and head.seq not in self._items:
+                self._append(lane, head)
+            self._offer(lane)
+        self._surveying = len(rows) == read.limit
+
+    def refilled(self, read: Refill, pages: Sequence[Sequence[Row]]) -> None:
+        """What stands in the gaps of `read`."""
+        if read.epoch != self._epoch:
+            return
+        self._reading = False
+        for gap, rows in zip(read.gaps, pages, strict=True):
+            lane = self._lanes.get(gap.key)
+            if lane is None or lane.floor != gap.floor or not lane.tail:
+                continue  # what it begins with has left the memory meanwhile, or the log
+            for row in rows:
+                if row.seq in self._items:
+                    lane.floor = self._place(row.seq, route_of(self._items[row.seq]))
+                else:
+                    self._append(lane, row)
+            if len(rows) < gap.limit and lane.tail:  # somebody else has taken them out of the log
+                self._counts[State.WAITING] -= lane.tail
+                lane.tail = 0
+            self._offer(lane)
+
+    def promoted(self, rows: Sequence[Row], next_due: float) -> None:
+        """These delayed messages have taken their places; the next is due at `next_due`."""
+        self._promoting = False
+        self._next_due = next_due
+        for row in rows:
+            if row.seq in self._awake:
+                self._awake.remove(row.seq)
+                continue
+            self._counts[State.DELAYED] -= 1
+            self._counts[State.WAITING] += 1
+            key = self._key(row.target, row.group)
+            if self._is_ahead(key):
+                continue
+            item = self._items.get(row.seq)
+            if isinstance(item, Item):
+                item.state = State.WAITING
+            if self.policy.fifo:
+                lane = self._lane(self._route(None, row.target, row.group, row.priority, row.deliveries))
+                lane.delayed -= 1
+                self._offer(lane)
+            elif isinstance(item, Item):
+                self._return(item)
+            else:
+                self._admit(row.seq, row.target, row.group, row.priority, row.attempts, row.deliveries, None)
+
+    def unread(self, read: Read, now: float) -> None:
+        """`read` has failed: it is tried again after a moment."""
+        if isinstance(read, Promote):
+            self._promoting = False
+        elif read.epoch == self._epoch:
+            self._reading = False
+            if isinstance(read, Refill):
+                self._thirsty.update(dict.fromkeys(gap.key for gap in read.gaps))
+        self._read_at = now + READ_AGAIN_S
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _survey(self) -> None:
+        self._epoch += 1
+        self._reading = False
+        self._cursor = None
+        self._surveying = self.unbegun > 0
+
+    def _is_ahead(self, key: LaneKey) -> bool:
+        """Whether a lane is to be surveyed yet: what happens in it is seen then."""
+        return self._surveying and (self._cursor is None or key > self._cursor)
+
+    def _reads(self, now: float) -> list[Read]:
+        reads: list[Read] = []
+        if self._read_at > now:
+            return reads
+        if self._next_due <= now and not self._promoting:
+            self._promoting = True
+            reads.append(Promote(self.promoted_at_once))
+        if self._reading:
+            return reads
+        if self._surveying:
+            self._reading = True
+            reads.append(Survey(self._epoch, self.policy.fifo, self._cursor, self.lanes_read))
+        elif self._thirsty and (gaps := self._gaps()):
+            self._reading = True
+            reads.append(Refill(self._epoch, self.policy.fifo, tuple(gaps)))
+        return reads
+
+    def _gaps(self) -> list[Gap]:
+        gaps: list[Gap] = []
+        room = self._room()
+        while self._thirsty and len(gaps) < GAPS:
+            key = next(iter(self._thirsty))
+            del self._thirsty[key]
+            lane = self._lanes.get(key)
+            if lane is None or not lane.tail or (lane.run and room <= 0):
+                continue
+            limit = max(1, min(self.run - len(lane.run), room))
+            room -= limit
+            gaps.append(Gap(key, lane.floor, limit))
+        return gaps
+
+    def _room(self) -> int:
+        """How many messages more, beyond the first of each lane, the memory takes."""
+        return self.window - max(0, self._in_runs - len(self._lanes))
+
+    def _barrier(self) -> int:
+        """What has a place behind this must wait until the log has said what stands before it."""
+        while self._dry:
+            floor, key = self._dry[0]
+            lane = self._lanes.get(key)
+            if lane is not None and lane.tail and not lane.run and lane.floor == floor:
+                return floor
+            heappop(self._dry)
+        return self._ready[0]
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -476,12 +564,32 @@ class QueueMachine:
         self._counts[state] += 1
         item.state = state
 
-    def _lane(self, route: Route) -> _Lane:
-        key = route.group if self.policy.fifo else route.target
+    def _key(self, target: Target, group: str) -> LaneKey:
+        return ("", group) if self.policy.fifo else target
+
+    def _place(self, seq: int, route: Route) -> int:
+        return seq if self.policy.fifo else place_of(seq, route.priority)
+
+    def _lane(self, route: Route) -> Lane:
+        key = self._key(route.target, route.group)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(key, route)
+            lane = self._lanes[key] = Lane(key, route)
         return lane
+
+    @staticmethod
+    def _route(lane: Lane | None, target: Target, group: str, priority: int, deliveries: int) -> Route:
+        """A route, the lane's own if it is like that: most messages are like the one before."""
+        route = None if lane is None else lane.route
+        if (
+            route is None
+            or route.target != target
+            or route.group != group
+            or route.priority != priority
+            or route.deliveries != deliveries
+        ):
+            return Route(target, group, priority, deliveries)
+        return route
 
     def _item(self, seq: int, entry: Entry) -> Item:
         """The message as an item of its own, from now on."""
@@ -489,87 +597,140 @@ class QueueMachine:
             entry = self._items[seq] = Item(seq, entry, 0, entry.deliveries, 0.0, State.WAITING)
         return entry
 
-    def _insert(self, seq: int, entry: Entry) -> None:
-        self._items[seq] = entry
-        self._counts[_state(entry)] += 1
-        self._place(seq, entry)
-
-    def _extract(self, seq: int, lane: _Lane | None) -> tuple[int, Entry]:
-        """Take a message out that is in no heap any more; `lane` is the one it stood in."""
-        entry = self._items.pop(seq)
-        state = _state(entry)
-        self._counts[state] -= 1
-        if lane is not None:
-            lane.delayed -= state is State.DELAYED
-            if not lane.heap and not lane.running:
-                del self._lanes[lane.key]
-        return seq, entry
-
-    def _place(self, seq: int, entry: Entry) -> None:
-        """Put a waiting or delayed item where `poll` finds it: a fifo lane keeps its delayed items, as they block it."""
-        route = _route(entry)
-        fifo = self.policy.fifo
-        if isinstance(entry, Item) and entry.state is State.DELAYED:
-            heappush(self._delayed, (entry.due, seq))
-            if not fifo:
-                return
-            self._lane(route).delayed += 1
-        lane = self._lane(route)
+    def _admit(
+        self, seq: int, target: Target, group: str, priority: int, attempts: int, deliveries: int, due: float | None
+    ) -> None:
+        """Put a message that the log has in its place, in memory or behind it."""
+        lane = self._lanes.get(self._key(target, group))
+        route = self._route(lane, target, group, priority, deliveries)
+        if lane is None:
+            lane = self._lane(route)
         lane.route = route
-        place = seq if fifo else _rank(seq, route)
-        heappush(lane.heap, place)
-        if lane.heap[0] == place:
-            heappush(self._ready, _rank(seq, route))
+        lane.delayed += due is not None
+        place = self._place(seq, route)
+        if self._is_behind(lane, place):
+            lane.tail += 1
+            return
+        entry: Entry = route
+        if attempts or due is not None:
+            state = State.WAITING if due is None else State.DELAYED
+            entry = Item(seq, route, attempts, deliveries, due or 0.0, state)
+            if due is not None:
+                heappush(self._asleep, (due, seq))
+        self._items[seq] = entry
+        self._insert(lane, place)
 
-    def _offer(self, lane: _Lane) -> None:
-        """Let `poll` look at the head of a lane."""
-        seq = lane.heap[0] & _SEQ
-        heappush(self._ready, _rank(seq, _route(self._items[seq])))
+    def _is_behind(self, lane: Lane, place: int) -> bool:
+        """Whether a place belongs to the tail, which begins there if the run is full."""
+        if lane.tail:
+            return place > lane.floor
+        if not lane.run or place < lane.run[-1] or (len(lane.run) < self.run and self._room() > 0):
+            return False
+        lane.floor = lane.run[-1]
+        return True
 
-    def _wake_delayed(self, now: float) -> None:
-        while self._delayed:
-            due, seq = self._delayed[0]
-            item = self._items.get(seq)
-            if not isinstance(item, Item) or item.state is not State.DELAYED or item.due != due:
-                heappop(self._delayed)
-                continue
-            if due > now:
-                return
-            heappop(self._delayed)
-            self._move(item, State.WAITING)
+    def _insert(self, lane: Lane, place: int) -> None:
+        insort(lane.run, place)
+        self._in_runs += 1
+        if lane.run[0] == place:
+            self._offer(lane)
+        most = self.run if self._room() > -self.window else 1
+        if len(lane.run) > 2 * most:
+            self._cut(lane, most)
+
+    def _cut(self, lane: Lane, most: int) -> None:
+        """Leave so many messages of a lane in memory; the rest becomes a part of its tail."""
+        cut = lane.run[most:]
+        del lane.run[most:]
+        self._in_runs -= len(cut)
+        lane.floor = lane.run[-1]
+        for place in cut:
+            self._to_tail(lane, place & SEQ)
+
+    def _to_tail(self, lane: Lane, seq: int) -> None:
+        """A message that has its place in a lane leaves the memory; what is delayed keeps its place in a fifo lane only."""
+        counted = state_of(self._items[seq]) is not State.WAITING
+        late = self._forget(seq)
+        if self.policy.fifo:
+            lane.delayed += late - counted
+            lane.tail += 1
+        else:
+            lane.tail += not late
+
+    def _append(self, lane: Lane, row: Row) -> None:
+        """The first message of the tail comes into memory."""
+        route = self._route(lane, row.target, row.group, row.priority, row.deliveries)
+        lane.route = route
+        lane.floor = self._place(row.seq, route)
+        lane.tail -= 1
+        entry: Entry = route
+        if row.attempts or row.delayed:
+            state = State.DELAYED if row.delayed else State.WAITING
+            entry = Item(row.seq, route, row.attempts, row.deliveries, 0.0, state)
+        self._items[row.seq] = entry
+        lane.run.append(lane.floor)
+        self._in_runs += 1
+
+    def _forget(self, seq: int) -> bool:
+        """A message leaves the memory; returns whether it is delayed, as far as the log knows."""
+        state = state_of(self._items.pop(seq))
+        late = state is State.DELAYED or seq in self._awake
+        self._awake.discard(seq)
+        self._counts[state] -= 1
+        self._counts[State.DELAYED if late else State.WAITING] += 1
+        self.let_go(seq)
+        return late
+
+    def _offer(self, lane: Lane) -> None:
+        """Let `poll` look at the head of a lane, and see to it that it has one."""
+        if lane.run:
+            seq = lane.run[0] & SEQ
+            heappush(self._ready, place_of(seq, route_of(self._items[seq]).priority))
+        elif lane.tail:
+            self._thirsty[lane.key] = None
             if not self.policy.fifo:
-                self._place(seq, item)
-                continue
-            lane = self._lane(item.route)
-            lane.delayed -= 1
-            if lane.heap[0] == seq:
-                self._offer(lane)
-
-    def _again(self, item: Item, now: float) -> None:
-        """Back to its place: an item is older than all that waits behind it, so it is next when its time has come."""
-        self._move(item, State.DELAYED if item.due > now else State.WAITING)
-        self._place(item.seq, item)
-        self._vacate(item)
-
-    def _vacate(self, item: Item) -> None:
-        """Give the item's place in its lane free: a standard lane's head is ready already, a fifo lane's becomes so."""
-        lane = self._lane(item.route)
-        lane.running -= 1
-        if lane.heap:
-            if self.policy.fifo:
-                self._offer(lane)
+                heappush(self._dry, (lane.floor, lane.key))
         elif not lane.running:
             del self._lanes[lane.key]
 
+    def _wake(self, now: float) -> None:
+        """What is asleep in memory and due takes its place."""
+        while self._asleep:
+            due, seq = self._asleep[0]
+            item = self._items.get(seq)
+            if not isinstance(item, Item) or item.state not in _SLEEPING or item.due != due:
+                heappop(self._asleep)
+                continue
+            if due > now:
+                return
+            heappop(self._asleep)
+            if item.state is State.DELAYED:
+                self._awake.add(seq)
+            self._move(item, State.WAITING)
+            if self.policy.fifo:
+                lane = self._lane(item.route)
+                lane.delayed -= 1
+                self._offer(lane)
+            else:
+                self._return(item)
 
-def _state(entry: Entry) -> State:
-    return entry.state if isinstance(entry, Item) else State.WAITING
+    def _return(self, item: Item) -> None:
+        """Back to its place: an item is older than most that waits, so it is next when its time has come."""
+        if self._is_ahead(self._key(item.target, item.route.group)):
+            self._forget(item.seq)
+            return
+        lane = self._lane(item.route)
+        place = self._place(item.seq, item.route)
+        lane.delayed += item.state is not State.WAITING
+        if self._is_behind(lane, place):
+            self._to_tail(lane, item.seq)
+            self._offer(lane)
+        else:
+            self._insert(lane, place)
 
-
-def _route(entry: Entry) -> Route:
-    return entry.route if isinstance(entry, Item) else entry
-
-
-def _rank(seq: int, route: Route) -> int:
-    """The place in the order of delivery, least first; its lower bits are the number."""
-    return seq - (route.priority << _SEQ_BITS) if route.priority else seq
+    def _vacate(self, item: Item) -> None:
+        """Give the item's place in its lane free."""
+        lane = self._lane(item.route)
+        lane.running -= 1
+        if self.policy.fifo or not (lane.run or lane.tail):
+            self._offer(lane)

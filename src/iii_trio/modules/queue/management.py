@@ -10,10 +10,11 @@ from typing import Any, Final
 from attrs import define
 
 from ...engine import DEFAULT_NAMESPACE, LATER, Call, Later, LocalPeer
-from ...engine.local import InlineHandler
-from ...protocol import EMPTY_OBJECT, Json, errors
+from ...engine.local import InlineHandler, TaskHandler
+from ...protocol import Json, errors
 from ...protocol.errors import StoreError, WireError
 from ...stores import OnDone
+from .definitions import DEFINE_FAILED
 from .functions import STRING, later, object_of
 from .operations import Operations
 from .requests import Request
@@ -37,8 +38,10 @@ def register(peer: LocalPeer, operations: Operations) -> None:
     one = object_of(("queue", "message_id"), queue=STRING, message_id=STRING)
     whom = object_of(("topic", "function_id"), topic=STRING, function_id=STRING, namespace=STRING)
 
-    def add(function_id: str, handler: InlineHandler, description: str, request: Any) -> None:
-        peer.register(function_id, handler, description=description, request_format=request)
+    def add(
+        function_id: str, handler: InlineHandler | TaskHandler, description: str, request: Any, *, task: bool = False
+    ) -> None:
+        peer.register(function_id, handler, task=task, description=description, request_format=request)
 
     add(REDRIVE, functions.redrive, "Return all dead letters of a queue or topic to it", queue)
     add(REDRIVE_ONE, functions.redrive_one, "Return one dead letter to its queue", one)
@@ -49,13 +52,13 @@ def register(peer: LocalPeer, operations: Operations) -> None:
     add(RESUME, functions.pause(RESUME, False), "Deliver the messages of a paused queue or topic again", queue)
     add(FORGET, functions.forget, "Forget a subscriber that will not come back, and its messages", whom)
     definition = object_of(("queue",), queue=STRING, config={"type": "object"})
-    add(DEFINE, functions.define, "Define a named queue, or change it; it outlives a restart", definition)
-    add(UNDEFINE, functions.undefine, "Take the definition of a queue back", queue)
+    add(DEFINE, functions.define, "Define a named queue, or change it; it outlives a restart", definition, task=True)
+    add(UNDEFINE, functions.undefine, "Take the definition of a queue back", queue, task=True)
 
 
 @define(eq=False)
 class ManagementFunctions:
-    """The handlers; each takes `(call, data)` and answers from a callback of the log."""
+    """The handlers; each takes `(call, data)`, and but for those of definitions answers from a callback of the log."""
 
     operations: Operations
 
@@ -165,28 +168,24 @@ class ManagementFunctions:
 
     # -- definitions --------------------------------------------------------------------------------------------------
 
-    def define(self, call: Call, data: Json) -> Later:
+    async def define(self, _call: Call, data: Json) -> Json:
         """`queue::define`: `{"queue","config"}` in, `{"queue","changed"}` out; the queue works when it is answered."""
         request = Request.read(DEFINE, data)
         queue = _defined_name(request)
-        config = request.payload("config") if "config" in request.fields else EMPTY_OBJECT
+        try:
+            changed = await self.operations.queues.definitions.define(queue, request.value("config"))
+        except StoreError as error:
+            raise _failed(f"define '{queue}'", DEFINE_FAILED)(error) from None
+        return Json.of({"queue": queue, "changed": changed})
 
-        def answer(changed: bool) -> Json:
-            return Json.of({"queue": queue, "changed": changed})
-
-        on_done = later(call, answer, _failed(f"define '{queue}'", "define_failed"))
-        self.operations.define(queue, config.decode(), config.raw, on_done)
-        return LATER
-
-    def undefine(self, call: Call, data: Json) -> Later:
+    async def undefine(self, _call: Call, data: Json) -> Json:
         """`queue::undefine`: `{"queue"}` in, `{"queue","changed"}` out; messages of the queue stay stored."""
         queue = _defined_name(Request.read(UNDEFINE, data))
-
-        def answer(changed: bool) -> Json:
-            return Json.of({"queue": queue, "changed": changed})
-
-        self.operations.undefine(queue, later(call, answer, _failed(f"undefine '{queue}'", "define_failed")))
-        return LATER
+        try:
+            changed = await self.operations.queues.definitions.undefine(queue)
+        except StoreError as error:
+            raise _failed(f"undefine '{queue}'", DEFINE_FAILED)(error) from None
+        return Json.of({"queue": queue, "changed": changed})
 
 
 def _queue_name(request: Request) -> str:

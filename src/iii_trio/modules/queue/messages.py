@@ -1,13 +1,14 @@
 """What somebody wants delivered, and what its payload says about its place in a named queue (spec/queue.md §2.4, §2.6)."""
 
+import hashlib
 from typing import Final
 
 from attrs import frozen
 
 from ...config import QueueSettings
-from ...protocol import Json, codec, errors
+from ...protocol import ABSENT, NULL, Json, codec, errors
 from ...protocol.errors import ProtocolError, WireError
-from .machine import HIGHEST_PRIORITY
+from .lanes import HIGHEST_PRIORITY
 
 DEDUPLICATION_WINDOW_MS: Final = 300_000
 """How long a repetition is recognised where nothing else is said."""
@@ -22,7 +23,7 @@ class Message:
     """The payload, the trace context that goes with it, and what its sender says about its delivery.
 
     `delay_ms` of None is the queue's own delay. A message whose `repetition_key` was seen a short while ago is stored
-    only once. `priority` is 0 to 255, the highest first.
+    only once. `priority` is 0 to 255, the highest first. `terms` are what its handler gets and who is asked before.
     """
 
     data: Json
@@ -31,6 +32,31 @@ class Message:
     delay_ms: int | None = None
     priority: int | None = None
     repetition_key: str | None = None
+    terms: "Terms | None" = None
+
+
+@frozen
+class Terms:
+    """What a single message of a named queue says about its deliveries, where a trigger would say it of all.
+
+    `metadata` goes to the handler; `condition` is a function in the namespace of the handler that may skip it.
+    """
+
+    metadata: Json = ABSENT
+    condition: str | None = None
+
+    def encoded(self) -> bytes:
+        """As it is stored with the message."""
+        return codec.encode_object({"metadata": self.metadata, "condition": self.condition})
+
+    @classmethod
+    def stored(cls, text: bytes | None) -> "Terms | None":
+        """What `encoded` made, or None for nothing."""
+        fields = None if text is None else codec.members(text)
+        if fields is None:
+            return None
+        metadata, condition = Json(fields["metadata"]), Json(fields["condition"]).decode()
+        return cls(ABSENT if metadata == NULL else metadata, condition)
 
 
 @frozen
@@ -73,7 +99,8 @@ def _group(queue: str, settings: QueueSettings, fields: dict[str, bytes]) -> str
     group = _text(raw)
     if group is None:
         raise WireError(f"FIFO queue '{queue}': field '{name}' must not be null", errors.ENQUEUE_ERROR)
-    return group
+    # every message in memory has its group's name: a value of any length is as good by its digest
+    return group if len(group) <= LONGEST_KEY else hashlib.sha256(group.encode()).hexdigest()
 
 
 def _text(raw: bytes | None) -> str | None:

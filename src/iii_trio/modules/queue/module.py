@@ -8,6 +8,7 @@ from ...engine import Engine, open_local
 from ...engine.events import Event, FunctionsChanged
 from ...stores import JobLog
 from . import functions, management
+from .definitions import Keeper
 from .operations import Operations
 from .queues import Queues, QueuesStatistics
 from .subscriptions import CONFIG_FORMAT, DESCRIPTION, TRIGGER_TYPE, Subscriptions
@@ -17,11 +18,13 @@ from .subscriptions import CONFIG_FORMAT, DESCRIPTION, TRIGGER_TYPE, Subscriptio
 class QueueModule:
     """Named queues and topics (spec/queue.md): at least once, in order per group, on disk before any receipt.
 
-    `log` must belong to this engine alone, and be closed after the module has ended.
+    `log` must belong to this engine alone, and be closed after the module has ended. `keeper` is where definitions made
+    at runtime are kept; without one they are kept in the log.
     """
 
     settings: Live[QueueModuleSettings]
     log: JobLog
+    keeper: Keeper | None = None
     _queues: Queues | None = field(default=None, init=False)
 
     async def run(self, core: Engine, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -31,7 +34,9 @@ class QueueModule:
         stored; what a handler has answered before is being written down nevertheless.
         """
         async with open_local(core, "queue") as peer, trio.open_nursery() as nursery:
-            queues = Queues(core=core, peer=peer, log=self.log, settings=self.settings, nursery=nursery)
+            queues = Queues(
+                core=core, peer=peer, log=self.log, settings=self.settings, nursery=nursery, keeper=self.keeper
+            )
 
             def on_event(event: Event) -> None:
                 if isinstance(event, FunctionsChanged) and event.available:
@@ -49,6 +54,7 @@ class QueueModule:
                 functions.register(peer, queues)
                 management.register(peer, Operations(queues))
                 peer.provide(TRIGGER_TYPE, Subscriptions(queues), description=DESCRIPTION, config_format=CONFIG_FORMAT)
+                nursery.start_soon(queues.definitions.move, name="definitions of queues")
                 task_status.started()
                 await trio.sleep_forever()
             finally:

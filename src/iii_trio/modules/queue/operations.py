@@ -1,19 +1,18 @@
-"""What operators do with queues: redrive and discard dead letters, purge, pause, define, forget a subscriber (§5.4, §6).
+"""What operators do with queues: redrive and discard dead letters, purge, pause, forget a subscriber (§5.4, §6).
 
 Each is a chain of operations on the log, a page at a time, so that a hundred thousand messages stop nothing else. A page
 counts when it stands on disk; an error in the middle is answered, and leaves what was done before it done.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 from attrs import define
 
 from ...protocol.errors import WireError
 from ...stores import Done, Failed, Job, OnDone, Result, Trimmed
-from .definitions import read_definition
 from .dispatch import ActiveQueue
-from .machine import Entry, Target
+from .lanes import Target
 from .names import Kind, QueueKey
 from .queues import PAGE, PAUSED_NOTE, Queues
 
@@ -133,27 +132,7 @@ class Operations:
         _each([queue for queue in queues if queue.machine.unbegun], self._purge, waiting)
 
     def _purge(self, queue: ActiveQueue, on_done: OnDone[int]) -> None:
-        pages, total = queue.machine.take_out(PAGE), 0
-
-        def next_page() -> None:
-            taken = next(pages, None)
-            if taken is None:
-                on_done(Done(total))
-                return
-            self.queues.log.remove([seq for seq, _ in taken], lambda result: removed(taken, result))
-
-        def removed(taken: list[tuple[int, Entry]], result: Result[int]) -> None:
-            nonlocal total
-            if isinstance(result, Failed):
-                queue.put_back(taken)
-                on_done(result)
-                return
-            for seq, _ in taken:
-                queue.shelf.drop(seq)
-            total += len(taken)
-            next_page()
-
-        next_page()
+        queue.purge(PAGE, on_done)
 
     def _purge_unclaimed(self, topic: str, total: int, on_done: OnDone[int]) -> None:
         def removed(result: Result[int]) -> None:
@@ -194,21 +173,6 @@ class Operations:
             on_done(Done(changed))
 
         self.queues.log.note(PAUSED_NOTE, key, b"" if paused else None, noted)
-
-    def define(self, name: str, config: Any, text: bytes, on_done: OnDone[bool]) -> None:
-        """Define a named queue, or change it; answers whether it is another one than before.
-
-        `text` is the JSON text of `config`. Raises `WireError` with the texts of §3.
-        """
-        settings = read_definition(name, config)
-        if self.queues.config(name) == settings:
-            on_done(Done(False))
-            return
-        self.queues.definitions.put(name, settings, text, on_done)
-
-    def undefine(self, name: str, on_done: OnDone[bool]) -> None:
-        """Take the definition of a queue back; answers whether there was one. What the configuration says holds again."""
-        self.queues.definitions.drop(name, on_done)
 
     def forget(self, topic: str, target: Target, on_done: OnDone[int]) -> None:
         """Forget a subscriber that will not come back, with its messages and dead letters; answers how many they were.

@@ -21,21 +21,20 @@ from ...protocol import errors
 from ...protocol.errors import WireError
 from ...protocol.limits import QUEUE_MESSAGES
 from ...stores import Done, Failed, Job, JobLog, NewJob, Once, OnDone, Result, WaitingJobLog
-from .definitions import Definitions
+from .definitions import Definitions, Keeper
 from .delivery import Share
-from .dispatch import ADOPTING, DRAINING, LOADING, PAUSED, ActiveQueue, QueueStatistics, Shelf
-from .machine import BACKOFF_CEILING_MS, Policy, Target
+from .dispatch import ADOPTING, DRAINING, LOADING, PAUSED, ActiveQueue, QueueStatistics
+from .lanes import Target
 from .messages import DEDUPLICATION_WINDOW_MS, Message, reading
 from .names import Kind, QueueKey
+from .reading import LogTime, Shelf
 from .retention import Retention, Rule
+from .verdicts import BACKOFF_CEILING_MS, Policy
 
 log = logging.getLogger(__name__)
 
 PAGE: Final = 256
 """Messages per operation on the log, when many of them are moved."""
-
-HEADINGS: Final = 1_000
-"""Messages per operation on the log, when all of them are counted in at the start."""
 
 PAUSED_NOTE: Final = "paused"
 """The kind of note that keeps a queue paused over restarts; its name is `pause_name`."""
@@ -81,6 +80,7 @@ class Queues:
     log: JobLog
     settings: Live[QueueModuleSettings]
     nursery: trio.Nursery
+    keeper: Keeper | None = None
     shelf: Shelf = field(factory=Shelf)
     definitions: Definitions = field(init=False)
     retention: Retention = field(init=False)
@@ -93,20 +93,20 @@ class Queues:
     _adopting: set[str] = field(factory=set, init=False)
     _paused: set[str] = field(factory=set, init=False)
     _loading: bool = field(default=True, init=False)
+    _time: LogTime = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.definitions = Definitions(self.log, self.apply)
+        self.definitions = Definitions(self.log, self.apply, self.config, self.keeper)
         self.retention = Retention(self.core, self.log, self._retained)
+        self._time = LogTime(self.core.clock)
 
     # -- start and change ---------------------------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Take in everything the log holds.
-
-        The log does not say what was in flight: whatever was due counts as delivered once more than it has failed, so
-        that a repeated delivery is always marked as one, and no number is used twice.
-        """
+        """Learn what the log holds: how many messages, not which; each queue asks for its own when it needs them."""
         journal = WaitingJobLog(self.log)
+        census = await journal.census()
+        self._time = LogTime(self.core.clock, census.newest_seq, census.delayed_since_ms)
         for note in await journal.notes():
             if note.kind == PAUSED_NOTE:
                 self._paused.add(note.name)
@@ -116,17 +116,13 @@ class Queues:
             self._destination(known.topic, (known.namespace, known.function_id)).remembered = True
         for text, count in (await journal.dead_counts()).items():
             self._queue(QueueKey.parse(text)).machine.buried(count)
-        self.apply()  # before the messages, which then are placed once
-        after, now_ms = 0, self.core.clock.wall_ms()
-        keys: dict[str, QueueKey] = {}
-        while headings := await journal.headings(after, HEADINGS):
-            for heading in headings:
-                key = keys.get(heading.queue) or keys.setdefault(heading.queue, QueueKey.parse(heading.queue))
-                if heading.function_id is None:
-                    self._claimed(key.name, -1)
-                else:
-                    self._queue(key).take_in(heading, deliveries=heading.attempts + (heading.due_at_ms <= now_ms))
-            after = headings[-1].seq
+        self.apply()
+        for counted in census.queues:
+            key = QueueKey.parse(counted.queue)
+            if key.kind is Kind.UNCLAIMED:
+                self._claimed(key.name, -counted.live)
+            else:
+                self._queue(key).restore(counted)
         self._loading = False
         for queue in self._queues.values():
             queue.release(LOADING)
@@ -277,7 +273,7 @@ class Queues:
         receipt: str | None = None,
     ) -> NewJob:
         """`attempts`: how many, and the base delay (ms) between them. What the message says of itself wins."""
-        now_ms = self.core.clock.wall_ms()
+        now_ms = self._time.now_ms()
         max_attempts, backoff_ms = attempts
         wait_ms = delay_ms if message.delay_ms is None else message.delay_ms
         return NewJob(
@@ -294,6 +290,7 @@ class Queues:
             traceparent=message.traceparent,
             baggage=message.baggage,
             message_id=receipt,
+            metadata=None if message.terms is None else message.terms.encoded(),
             priority=(message.priority or 0) if priority is None else priority,
         )
 
@@ -476,6 +473,7 @@ class Queues:
                 peer=self.peer,
                 log=self.log,
                 shelf=self.shelf,
+                time=self._time,
                 nursery=self.nursery,
                 on_buried=self._buried,
             )

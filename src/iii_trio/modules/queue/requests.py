@@ -6,6 +6,7 @@ from attrs import frozen
 
 from ...protocol import NULL, Json, JsonError, codec
 from ...protocol.errors import InvalidInput, bad_input
+from ...protocol.limits import QUEUE_NAME_CHARS
 
 
 @frozen
@@ -30,11 +31,15 @@ class Request:
             raise self._missing(name)
         return value
 
-    def optional_text(self, name: str) -> str | None:
-        """A string; None when the key is missing or null."""
-        value = self._value(name)
+    def optional_text(self, name: str, most: int | None = QUEUE_NAME_CHARS) -> str | None:
+        """A string of at most so many characters; None when the key is missing or null."""
+        if name not in self.fields:
+            return None
+        value = self.value(name)
         if value is not None and not isinstance(value, str):
             raise bad_input(self.function_id, f"`{name}` must be a string")
+        if value is not None and most is not None and len(value) > most:
+            raise bad_input(self.function_id, f"`{name}` has {len(value)} characters; {most} are the most")
         return value
 
     def either_text(self, name: str, alias: str) -> str:
@@ -50,7 +55,7 @@ class Request:
 
     def optional_count(self, name: str, most: int | None = None) -> int | None:
         """A number of things, 0 or more and no more than `most`; None when the key is missing or null."""
-        value = self._value(name)
+        value = self.value(name)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -58,6 +63,16 @@ class Request:
         if most is not None and value > most:
             raise bad_input(self.function_id, f"`{name}` must be at most {most}")
         return value
+
+    def value(self, name: str) -> Any:
+        """A value of any kind, decoded; None when the key is missing or null."""
+        raw = self.fields.get(name)
+        if raw is None:
+            return None
+        try:
+            return Json(raw).decode()
+        except JsonError as error:
+            raise bad_input(self.function_id, f"`{name}`: {error}") from None
 
     def payload(self, name: str) -> Json:
         """A required value of any kind, null included, as the text that was sent."""
@@ -69,15 +84,6 @@ class Request:
     def payload_or_null(self, name: str) -> Json:
         """A value of any kind, null when the key is missing."""
         return self.payload(name) if name in self.fields else NULL
-
-    def _value(self, name: str) -> Any:
-        raw = self.fields.get(name)
-        if raw is None:
-            return None
-        try:
-            return Json(raw).decode()
-        except JsonError as error:
-            raise bad_input(self.function_id, f"`{name}`: {error}") from None
 
     def _missing(self, name: str) -> InvalidInput:
         return bad_input(self.function_id, f"missing field `{name}`")

@@ -8,10 +8,10 @@ from ...config import QueueStoreSettings
 from ...engine import Binding, Reason
 from ...protocol.errors import StoreError, TriggerRejected
 from ...protocol.json import ABSENT, JsonError
-from ...protocol.limits import DELIVERY_S
+from ...protocol.limits import DELIVERY_S, QUEUE_NAME_CHARS
 from .delivery import Share
-from .machine import BACKOFF_CEILING_MS, Policy
 from .queues import Queues
+from .verdicts import BACKOFF_CEILING_MS, Policy
 
 TRIGGER_TYPE: Final = "durable:subscriber"
 DESCRIPTION: Final = "Calls the function for every message published to a topic, at least once, with retries"
@@ -36,10 +36,12 @@ _LONGEST_DELAY_S: Final = 366 * 86_400
 
 
 def topic_of(config: dict[str, Any]) -> str:
-    """The topic; raises `TriggerRejected` when there is none."""
+    """The topic; raises `TriggerRejected` when there is none, or when its name is too long."""
     for name in ("topic", "queue"):
         value = config.get(name)
         if isinstance(value, str) and value:
+            if len(value) > QUEUE_NAME_CHARS:
+                raise TriggerRejected(f"the topic has {len(value)} characters; {QUEUE_NAME_CHARS} are the most")
             return value
     raise TriggerRejected(f"topic is required for {TRIGGER_TYPE} triggers")
 
