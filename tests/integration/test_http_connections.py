@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from iii_trio.engine import bind
 from iii_trio.modules.http import connections
 from iii_trio.modules.http.connections import Connections
+from iii_trio.modules.http.http1_messages import RequestParser
 
 PATIENCE_S = 10
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -298,14 +299,14 @@ async def test_an_aborted_connection_ends_whatever_waits_for_it() -> None:
 async def test_a_bug_in_a_connection_is_counted_logged_with_an_id_and_costs_that_connection(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    handle = connections._Http1.handle
+    feed = RequestParser.feed
 
-    async def buggy(self: connections._Http1, event: Any) -> None:
-        if getattr(event, "data", b"").startswith(b"BUG"):
+    def buggy(self: RequestParser, data: bytes) -> None:
+        if data.startswith(b"BUG"):
             raise RuntimeError("on purpose")
-        await handle(self, event)
+        feed(self, data)
 
-    monkeypatch.setattr(connections._Http1, "handle", buggy)
+    monkeypatch.setattr(RequestParser, "feed", buggy)
     async with serving() as server, server.dial() as neighbour:
         async with server.dial() as stream:
             await stream.send_all(b"BUG")
@@ -371,6 +372,42 @@ async def test_connections_above_the_bound_are_refused_until_one_leaves() -> Non
         async with server.dial() as fourth:
             await fourth.send_all(REQUEST)
             await read_until(fourth, OK)
+
+
+async def test_connections_to_an_address_that_is_left_end_with_their_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "SWEEP_S", 0.02)
+    monkeypatch.setattr(connections, "MOVE_GRACE_S", 0.5)
+    begun, go = trio.Event(), trio.Event()
+
+    async def app(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["path"] == "/waits":
+            begun.set()
+            await go.wait()
+        elif scope["path"] == "/hangs":
+            await trio.sleep_forever()
+        await answer(send)
+
+    async with serving(app) as server:
+        async with server.dial() as idle, server.dial() as waits, server.dial() as hangs:
+            await idle.send_all(REQUEST)
+            await read_until(idle, OK)
+            await waits.send_all(b"GET /waits HTTP/1.1\r\nhost: x\r\n\r\n")
+            await hangs.send_all(b"GET /hangs HTTP/1.1\r\nhost: x\r\n\r\n")
+            await begun.wait()
+            listeners = await bind("127.0.0.1", 0, "test")
+            server.port = listeners[0].socket.getsockname()[1]
+            await server.connections.listen_on(listeners)
+            assert await read_to_end(idle) == b""
+            go.set()
+            last = await read_to_end(waits)
+            assert last.endswith(OK)
+            assert b"connection: close" in last.lower()
+            assert await read_to_end(hangs) == b""
+            async with server.dial() as new:
+                await new.send_all(REQUEST)
+                assert b"connection: close" not in (await read_until(new, OK)).lower()
+        while server.connections.statistics().open:
+            await trio.lowlevel.checkpoint()
 
 
 async def test_a_cancelled_start_leaves_nothing_behind() -> None:

@@ -1,5 +1,8 @@
 """Streamed responses and bodies on real sockets: flushing, backpressure, truncation, clients that stop reading."""
 
+import socket
+import struct
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -135,6 +138,85 @@ async def test_an_upload_without_a_reader_is_held_back_too() -> None:
         assert streams.house.core.channels.statistics().bytes < 8_000_000
         go.set()
         wire.stream.socket.close()  # a part of a write may have been lost with the cancellation above
+
+
+async def held_back(wire: Wire, size: int = 100_000_000) -> None:
+    """Send an upload until no more of it is taken."""
+    wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50_000)
+    stuck = False
+    while not stuck:
+        with trio.move_on_after(0.2) as patience:
+            await wire.stream.send_all(b"x" * 10_000)
+        stuck = patience.cancelled_caught
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is noticed when the handler reads on")
+@pytest.mark.parametrize("where", ["handler", "condition"])
+async def test_a_client_that_leaves_behind_an_upload_that_is_held_back_is_noticed(where: str) -> None:
+    cancelled = trio.Event()
+
+    async def handler(body: ChannelReader, response: ChannelWriter) -> Json:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    async def guard(call: Call, data: Json) -> Json:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    async with streaming(handler) as (streams, wire):
+        if where == "condition":
+            streams.house.peer.register("guard", guard, task=True)
+            streams.house.core.triggers.unregister("x")
+            config = Json.of({"api_path": "x", "http_method": "POST", "condition_function_id": "guard"})
+            binding = Binding(id="x", trigger_type="http", function_id="f", config=config)
+            streams.house.core.triggers.register(binding)
+        await streams.begin(wire, b"content-length: 100000000\r\n\r\n")
+        await held_back(wire)
+        assert not cancelled.is_set()
+        wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await wire.stream.aclose()
+        with trio.fail_after(PATIENCE_S):
+            await cancelled.wait()
+        await no_connections(streams.house)
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_a_client_that_closes_its_half_has_left(held: bool) -> None:
+    cancelled = trio.Event()
+
+    async def handler(body: ChannelReader, response: ChannelWriter) -> Json:
+        try:
+            if not held:
+                while await body.receive_some():
+                    pass
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    if held and sys.platform != "linux":
+        pytest.skip("elsewhere it is noticed when the handler reads on")
+    async with streaming(handler) as (streams, wire):
+        size = 600_000  # more than a channel holds, less than the sockets do
+        await streams.begin(wire, b"content-length: %d\r\n\r\n" % size)
+        await wire.stream.send_all(b"x" * size)
+        await wire.stream.send_eof()
+        with trio.fail_after(PATIENCE_S):
+            await cancelled.wait()
+        await no_connections(streams.house)
+
+
+async def no_connections(house: House) -> None:
+    """Wait until every connection has ended."""
+    with trio.fail_after(PATIENCE_S):
+        while (statistics := house.module.statistics().connections) is None or statistics.open:  # noqa: ASYNC110
+            await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])

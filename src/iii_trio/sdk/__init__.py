@@ -21,7 +21,7 @@ from .errors import (
 )
 from .functions import Function
 from .invocation import Invocation, current_invocation
-from .models import HttpRequest, HttpResponse
+from .models import HttpRequest, HttpResponse, RequestInfo
 from .providers import Binding, TriggerProvider, TriggerType
 from .registry import Trigger
 from .schema import schema_of
@@ -65,6 +65,7 @@ __all__ = [
     "Reconnect",
     "RegistrationRejected",
     "Remove",
+    "RequestInfo",
     "Scope",
     "Set",
     "State",

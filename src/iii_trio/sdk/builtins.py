@@ -76,6 +76,10 @@ class Change:
     errors: tuple[dict[str, Any], ...] = ()
 
 
+Items = list[tuple[str, Any]]
+"""Keys with their values."""
+
+
 @frozen
 class Scope:
     """One scope of the engine's state (spec/state-stream.md §2): text keys to JSON values."""
@@ -87,21 +91,40 @@ class Scope:
         """The value of `key`, None if there is none; structured as the type `into`, if given."""
         return await self._call("get", {"key": key}, into)
 
-    async def set(self, key: str, value: Any) -> Change:
-        """Store `value`; on disk when this returns."""
-        return _change(await self._call("set", {"key": key, "value": value}))
+    async def set(self, key: str, value: Any, *, ttl: float | None = None) -> Change:
+        """Store `value`; on disk when this returns.
 
-    async def update(self, key: str, *operations: Operation) -> Change:
-        """Apply the operations in order as one atomic step."""
-        return _change(await self._call("update", {"key": key, "ops": [_wire(one) for one in operations]}))
+        After `ttl` seconds the key is gone, and nobody reads it a moment longer. Without it the key stays until it is
+        removed, whatever was said before.
+        """
+        return _change(await self._call("set", {"key": key, "value": value, **_lifetime(ttl)}))
+
+    async def update(self, key: str, *operations: Operation, ttl: float | None = None) -> Change:
+        """Apply the operations in order as one atomic step. A key keeps its time, unless `ttl` (s) gives it another."""
+        ops = [_wire(one) for one in operations]
+        return _change(await self._call("update", {"key": key, "ops": ops, **_lifetime(ttl)}))
 
     async def delete(self, key: str) -> Any:
         """Remove `key`; its value, None if there was none."""
         return await self._call("delete", {"key": key})
 
-    async def list(self) -> Any:
-        """Every value of the scope, a list without the keys."""
-        return await self._call("list", {})
+    async def list(self, *, prefix: str | None = None, after: str | None = None, limit: int | None = None) -> Any:
+        """Every value of the scope, a list without the keys, in the order in which the keys were first set.
+
+        With one of the options as `items`, without the keys.
+        """
+        return await self._call("list", _page(prefix, after, limit))
+
+    async def items(
+        self, *, prefix: str | None = None, after: str | None = None, limit: int | None = None
+    ) -> Items:
+        """Keys with their values, in the order in which the keys were first set.
+
+        With one of the options by key: those that begin with `prefix`, greater than `after`, at most `limit` of them.
+        Fewer than `limit` are the last ones; else go on with `after` the last key.
+        """
+        rows = await self._call("list", {**_page(prefix, after, limit), "keys": True})
+        return [(row["key"], row["value"]) for row in rows]
 
     async def _call(self, operation: str, payload: dict[str, Any], into: Any = None) -> Any:
         return await self._client.call(
@@ -118,11 +141,23 @@ class State:
     def __getitem__(self, scope: str) -> Scope:
         return Scope(self._client, scope)
 
-    async def scopes(self) -> list[str]:
-        """The names of all scopes that hold something, sorted."""
-        result = await self._client.call("state::list_groups", {}, namespace=DEFAULT_NAMESPACE)
+    async def scopes(
+        self, *, prefix: str | None = None, after: str | None = None, limit: int | None = None
+    ) -> list[str]:
+        """The names of the scopes that hold something, sorted; the options are those of `Scope.items`."""
+        payload = _page(prefix, after, limit)
+        result = await self._client.call("state::list_groups", payload, namespace=DEFAULT_NAMESPACE)
         groups = result.get("groups", []) if isinstance(result, dict) else result
         return [str(group) for group in groups or ()]
+
+
+def _lifetime(ttl: float | None) -> dict[str, int]:
+    return {} if ttl is None else {"ttl_ms": max(1, round(ttl * 1000))}
+
+
+def _page(prefix: str | None, after: str | None, limit: int | None) -> dict[str, Any]:
+    options = (("prefix", prefix), ("after", after), ("limit", limit))
+    return {name: value for name, value in options if value is not None}
 
 
 @frozen

@@ -1,5 +1,7 @@
 """The calls this connection waits for: who waits, and how each of them ends exactly once. No I/O."""
 
+from collections.abc import Callable
+
 import trio
 from attrs import define, field, frozen
 
@@ -24,13 +26,21 @@ class CallStatistics:
 
 @define(eq=False)
 class PendingCall:
-    """One call under way; `done` is set when `result` or `error` holds its outcome."""
+    """One call under way; `done` is set, and `on_end` called, when `result` or `error` holds its outcome."""
 
     id: str
     function_id: str
     done: trio.Event = field(factory=trio.Event)
     result: Json = ABSENT
     error: InvocationError | None = None
+    on_end: "Callable[[PendingCall], None] | None" = None
+
+    def end(self, result: Json, error: InvocationError | None) -> None:
+        """This is its outcome."""
+        self.result, self.error = result, error
+        self.done.set()
+        if self.on_end is not None:
+            self.on_end(self)
 
     def outcome(self) -> Json:
         """The result, `ABSENT` if the answer had none; raises the error."""
@@ -67,8 +77,7 @@ class Calls:
             self._stray += 1
             return
         self._answered += 1
-        call.result, call.error = result, error
-        call.done.set()
+        call.end(result, error)
 
     def withdraw(self, call: PendingCall) -> bool:
         """Forget a call; True when it was still pending, which means that its caller gives up."""
@@ -81,8 +90,7 @@ class Calls:
         """End every pending call with `InvocationStopped`: its connection is lost, its answer cannot come."""
         pending, self._pending = self._pending, {}
         for call in pending.values():
-            call.error = InvocationStopped(reason, function_id=call.function_id, invocation_id=call.id)
-            call.done.set()
+            call.end(ABSENT, InvocationStopped(reason, function_id=call.function_id, invocation_id=call.id))
 
     def statistics(self) -> CallStatistics:
         """A snapshot of the counters."""

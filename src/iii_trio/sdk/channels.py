@@ -77,13 +77,13 @@ class ChannelEnds:
     dial: DialEnd
     closed: bool = False
 
-    def sender(self, ref: Any) -> "ChannelSender":
-        """The writing end that a ref names. Raises `ValueError` for what is no such ref."""
-        return ChannelSender(_Link(self, ChannelRef.of(ref, "write")))
+    def sender(self, ref: Any, *, optional: bool = False) -> "ChannelSender":
+        """The writing end that a ref names; an `optional` one closed unused says nothing. Raises `ValueError`."""
+        return ChannelSender(_Link(self, ChannelRef.of(ref, "write"), optional))
 
-    def receiver(self, ref: Any) -> "ChannelReceiver":
-        """The reading end that a ref names. Raises `ValueError` for what is no such ref."""
-        return ChannelReceiver(_Link(self, ChannelRef.of(ref, "read")))
+    def receiver(self, ref: Any, *, optional: bool = False) -> "ChannelReceiver":
+        """The reading end that a ref names; an `optional` one closed unused says nothing. Raises `ValueError`."""
+        return ChannelReceiver(_Link(self, ChannelRef.of(ref, "read"), optional))
 
 
 @define(eq=False)
@@ -92,6 +92,8 @@ class _Link:
 
     ends: ChannelEnds
     ref: ChannelRef
+    optional: bool = False
+    """Closed unused, it says nothing: the other side waits for something else as well."""
     shown: bool = False
     connection: Connection | None = field(init=False, default=None)
     over: str | None = field(init=False, default=None)
@@ -139,10 +141,15 @@ class _Link:
         self._close_code = code
         if self.connection is not None:
             self.connection.close(code)
-        elif not self._started and self.shown:
+        elif not self._started and (self.shown or self.optional):
             self._end("closed unused")
         else:
             self.start()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody has used this end, and nobody else can."""
+        return not (self._started or self.shown)
 
     def cut(self, code: int) -> None:
         """End at once, with a Close frame of that code if one fits in."""
@@ -197,6 +204,11 @@ class ChannelSender(MessageSender):
         """What goes into a payload to hand this end to somebody; it must not be used here then."""
         self._link.shown = True
         return self._link.ref.payload()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was sent, and the end was handed to nobody."""
+        return self._link.untouched
 
     def _make(self, stream: trio.abc.Stream, framing: Framing) -> Connection:
         return Connection(
@@ -368,6 +380,24 @@ class Arrivals:
 
     ends: ChannelEnds | None
     made: list[ChannelSender | ChannelReceiver] = field(factory=list)
+    _over: bool = field(default=False, init=False)
+
+    def sender(self, ref: Any) -> ChannelSender:
+        """A writing end that need not be used. Raises `ValueError` for no ref, `RuntimeError` when the time is over."""
+        end = self._open().sender(ref, optional=True)
+        self.made.append(end)
+        return end
+
+    def receiver(self, ref: Any) -> ChannelReceiver:
+        """A reading end that need not be used. Raises like `sender`."""
+        end = self._open().receiver(ref, optional=True)
+        self.made.append(end)
+        return end
+
+    def _open(self) -> ChannelEnds:
+        if self._over or self.ends is None:
+            raise RuntimeError("the handler has returned: hand on the `.ref` of what is to outlive it")
+        return self.ends
 
     async def __aenter__(self) -> None:
         pass
@@ -378,6 +408,7 @@ class Arrivals:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._over = True
         try:
             if exc_type is None:
                 for end in self.made:
@@ -422,6 +453,11 @@ def structure_receiver(value: Any, _: Any) -> ChannelReceiver:
     end = ends.receiver(value)
     arrivals.made.append(end)
     return end
+
+
+def arrivals_now() -> Arrivals | None:
+    """Of the payload that is being structured; None where it is nobody's."""
+    return _ARRIVALS.get()
 
 
 def _present() -> tuple[Arrivals, ChannelEnds]:

@@ -32,6 +32,7 @@ from .functions import Function
 from .invocation import current_invocation
 from .providers import TriggerType
 from .registry import Registry, Trigger
+from .relay import Relay
 from .session import CANCEL_V1
 from .structuring import Mismatch, encode, structure
 from .supervisor import CONFIRM_S, ConnectionState, Supervisor, SupervisorStatistics
@@ -295,6 +296,11 @@ class Client:
     def add_connection_state_listener(self, listener: Callable[[ConnectionState], object]) -> Callable[[], None]:
         """Call `listener` with the state now and at every change, in this Trio run; returns what ends that."""
         return self._supervisor.listen(listener)
+
+    @property
+    def relay(self) -> Relay:
+        """Calls without a task, for who passes on the calls of others."""
+        return Relay(self._supervisor)
 
     async def wait_connected(self) -> None:
         """Wait until there is a connection. Raises `NotConnected` if there will be none."""

@@ -16,7 +16,6 @@ from iii_trio.protocol.json import ABSENT, Json
 from iii_trio.protocol.messages import RegisterFunction
 
 from .invocation import Invocation
-from .models import HttpRequest
 from .schema import schema_of
 from .structuring import CONVERTER, encode, prepare, structure
 
@@ -92,8 +91,6 @@ class Function:
     response_format: Any = None
     converter: Converter = CONVERTER
     signature: Signature = field(init=False)
-    takes_request: bool = field(init=False, default=False)
-    """Its payload is an `HttpRequest`, so that None means an empty response: it has no channel to write one to."""
     _hint: Any = field(init=False, default=Any)
 
     def __attrs_post_init__(self) -> None:
@@ -116,7 +113,6 @@ class Function:
                 f"annotations of the handler of function {self.id}: {error}. Names in annotations must be found in the "
                 "handler's module at run time."
             ) from error
-        self.takes_request = request_hint is HttpRequest
         if self.validate:
             self._hint = request_hint
         if self.request_format is None:

@@ -30,7 +30,7 @@ from .channels import arriving
 from .errors import INVALID_INPUT, SERIALIZATION_ERROR
 from .functions import Function
 from .invocation import CONNECTION_LOST, CURRENT, Invocation
-from .models import HttpResponse
+from .models import HttpRequest, HttpResponse
 from .structuring import Mismatch, encode
 
 CONCURRENCY: Final = limits.WORKER_HANDLERS
@@ -45,7 +45,7 @@ STACKTRACE_CHARS: Final = 16 * 1024
 """Of a stack trace, the last part is sent: it names where the error was raised."""
 
 EMPTY_RESPONSE: Final = HttpResponse(204)
-"""Said at once: to a null the engine listens for a second, for somebody may still write to the response's channel."""
+"""Said at once: after a null the engine waits, for somebody may still write to the response's channel."""
 
 log = logging.getLogger("iii_trio.sdk")
 
@@ -241,7 +241,7 @@ class Handlers:
                     limiter=self._limits.threads,
                     thread_name=f"handler {function.id}",
                 )
-            if result is None and function.takes_request:
+            if result is None and _is_unanswered(positional):
                 result = EMPTY_RESPONSE
             try:
                 return encode(result, self._converter)
@@ -286,6 +286,11 @@ def outcome(invocation: Invocation, result: Json | None, failure: WireError | No
         traceparent=invocation.traceparent,
         baggage=invocation.baggage,
     )
+
+
+def _is_unanswered(positional: list[Any]) -> bool:
+    """Whether a handler was given a request, and has left the response's channel alone."""
+    return bool(positional) and isinstance(positional[0], HttpRequest) and not positional[0].responding
 
 
 def _ended_by(running: _Running) -> WireError:

@@ -111,6 +111,9 @@ class Session:
     rejected: errors.RegistrationRejected | None = field(init=False, default=None)
     refused: ErrorBody | None = field(init=False, default=None)
     registered: WorkerRegistered | None = field(init=False, default=None)
+    identified: trio.Event = field(init=False, factory=trio.Event)
+    """Set when `registered` is there, and when it will not come."""
+    ended: trio.Event = field(init=False, factory=trio.Event)
     features: frozenset[str] = field(init=False, default=frozenset())
     confirmed: Barrier = field(init=False)
     handlers: Handlers = field(init=False)
@@ -152,6 +155,8 @@ class Session:
                 nursery.start_soon(self._bindings.run, name="trigger providers")
                 closed = await self._connection.run(self._on_batch, rest=rest)
             finally:
+                self.identified.set()
+                self.ended.set()
                 self._calls.stop("the connection to the engine was lost")
                 self.handlers.stop()
                 while self._barriers:
@@ -185,6 +190,11 @@ class Session:
     def push(self, message: Message) -> bool:
         """Queue a message at once, for registrations and other small ones; False when the connection is ending."""
         return self._connection.push(codec.encode_message(message))
+
+    @property
+    def busy(self) -> bool:
+        """Whether so much waits in the outbox that nothing should be added."""
+        return self._connection.busy
 
     async def wait_room(self) -> None:
         """Wait until the outbox has room; returns, too, when the connection is ending."""
@@ -292,6 +302,7 @@ class Session:
             case WorkerRegistered():
                 self.registered = message
                 self.features = frozenset(message.features or ())
+                self.identified.set()
             case Pong():
                 if self._barriers:
                     self._barriers.popleft().lift(passed=True)

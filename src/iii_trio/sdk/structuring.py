@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hi
 import attrs
 import cattrs
 from cattrs.cols import list_structure_factory
+from cattrs.gen import make_dict_structure_fn
 from cattrs.strategies import configure_union_passthrough
 
 from iii_trio.protocol import codec
@@ -28,6 +29,7 @@ from iii_trio.protocol.json import Json
 
 from . import channels
 from .channels import ChannelReceiver, ChannelSender
+from .models import HttpRequest, with_ends
 
 RAW: Final = (Any, object, None)
 """Annotations that leave a payload as it was decoded."""
@@ -128,6 +130,11 @@ def _array_hook(converter: cattrs.Converter, hint: Any) -> Callable[[Any, Any], 
     return structure
 
 
+def _request_hook(converter: cattrs.Converter, hint: Any) -> Callable[[Any, Any], Any]:
+    fields = make_dict_structure_fn(HttpRequest, converter)
+    return lambda value, _: with_ends(fields(value, hint), channels.arrivals_now(), value)
+
+
 def _end(make: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """A structure hook for an end of a channel, whose complaints are shown as they are."""
 
@@ -159,6 +166,7 @@ def make_converter() -> cattrs.Converter:
     for end in (ChannelSender, ChannelReceiver):
         converter.register_unstructure_hook(end, channels.unstructure)
 
+    converter.register_structure_hook_factory(partial(operator.is_, HttpRequest), partial(_request_hook, converter))
     converter.register_structure_hook_factory(_is_int_keyed, partial(_int_keyed_hook, converter))
     converter.register_structure_hook_factory(_is_array_type, partial(_array_hook, converter))
     configure_union_passthrough(str | int | float | bool | None, converter)

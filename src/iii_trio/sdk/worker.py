@@ -134,18 +134,22 @@ class Worker:
         *,
         condition: str | None = None,
         middleware: Iterable[str] = (),
+        timeout_ms: int | None = None,
         metadata: Any = None,
     ) -> Callable[[F], F]:
         """Call the handler for HTTP requests: `path` may have parameters (`/users/:id`).
 
         The handler gets an `HttpRequest` (annotate it so, or take the dict) and returns an `HttpResponse` or a dict
-        of its keys. `condition` and `middleware` are function ids (spec/http.md §9, §10).
+        of its keys. `condition` and `middleware` are function ids (spec/http.md §9, §10). `timeout_ms` is how long a
+        request may take up to the head of its response; without it the engine's `default_timeout` counts.
         """
         if method.upper() not in HTTP_METHODS:
             raise ValueError(f"{method!r} is no HTTP method; use one of {', '.join(sorted(HTTP_METHODS))}")
         config: dict[str, Any] = {"api_path": path, "http_method": method.upper()}
         if chain := list(middleware):
             config["middleware_function_ids"] = chain
+        if timeout_ms is not None:
+            config["timeout_ms"] = timeout_ms
         return self.on("http", config, condition=condition, metadata=metadata)
 
     def queue(
@@ -162,10 +166,24 @@ class Worker:
         return self.on("durable:subscriber", config, condition=condition, metadata=metadata)
 
     def state(
-        self, *, scope: str | None = None, key: str | None = None, condition: str | None = None, metadata: Any = None
+        self,
+        *,
+        scope: str | None = None,
+        key: str | None = None,
+        condition: str | None = None,
+        metadata: Any = None,
+        durable: bool = False,
+        queue: str | None = None,
     ) -> Callable[[F], F]:
-        """Call the handler after every change of the engine's state in `scope`, at `key`; None stands for any."""
-        config = {name: value for name, value in (("scope", scope), ("key", key)) if value is not None}
+        """Call the handler after every change of the engine's state in `scope`, at `key`; None stands for any.
+
+        With `durable` every change is delivered at least once, through `queue` (None: `default`), with its retries and
+        dead letters; what is written while no worker is there waits for one.
+        """
+        places = (("scope", scope), ("key", key), ("queue", queue))
+        config: dict[str, Any] = {name: value for name, value in places if value is not None}
+        if durable:
+            config["durable"] = True
         return self.on("state", config, condition=condition, metadata=metadata)
 
     def stream(

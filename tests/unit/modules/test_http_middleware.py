@@ -152,6 +152,51 @@ async def test_a_slow_middleware_is_504_by_its_own_name(autojump_clock: MockCloc
         assert (story, inputs, trio.current_time()) == (["started", "cancelled"], [], 2)
 
 
+@pytest.mark.parametrize(
+    ("item_ms", "all_ms", "expected_s"), [(300, None, 0.3), (300, 100, 0.3), (None, 100, 0.1), (9000, 100, 2)]
+)
+async def test_each_middleware_has_a_deadline_of_its_own(
+    item_ms: int | None, all_ms: int | None, expected_s: float, autojump_clock: MockClock
+) -> None:
+    item = MiddlewareSettings(function_id="m", timeout_ms=item_ms)
+    async with open_house(default_timeout=2000, middleware_timeout=all_ms, middleware=(item,)) as house:
+        reasons: list[str | None] = []
+
+        async def hang(call: Call, data: Json) -> Json:
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled as cancelled:
+                reasons.append(cancelled.reason)
+                raise
+            raise AssertionError
+
+        house.peer.register("m", hang, task=True)
+        inputs = house.function("f")
+        route(house, "/x")
+        reply = await house.ask("/x", "POST")
+        assert (reply.status, reply.code) == (504, "MIDDLEWARE_TIMEOUT")
+        assert trio.current_time() == pytest.approx(expected_s)
+        await wait_all_tasks_blocked()
+        assert (reasons, inputs) == (["deadline"], [])
+
+
+async def test_those_of_a_route_and_its_condition_have_it_too_and_a_handler_has_all_the_time(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_house(middleware_timeout=100) as house:
+        slow, story = house.slow("slow", 1), house.slow("f", 1)
+        route(house, "/own", "slow")
+        route(house, "/guarded", condition="slow")
+        route(house, "/plain")
+        own, guarded = await house.ask("/own", "POST"), await house.ask("/guarded", "POST")
+        assert (own.status, own.code, guarded.status, guarded.code) == (504, "MIDDLEWARE_TIMEOUT", 504, "TIMEOUT")
+        assert guarded.json["error"]["message"] == "No response within 100 ms"
+        assert guarded.json["error"]["error_id"] in caplog.text
+        assert "waiting for slow" in caplog.text
+        assert (await house.ask("/plain", "POST")).status == 200
+        assert (slow, story) == (["started", "cancelled"] * 2, ["started", "done"])
+
+
 async def test_a_namespace_without_the_function_uses_that_of_default(autojump_clock: MockClock) -> None:
     async with open_house(middleware=through("m")) as house:
         shared = house.function("m", {"action": "continue"})
@@ -236,6 +281,8 @@ async def test_every_answer_names_its_request(autojump_clock: MockClock) -> None
         house.route("/x")
         for target in ("/x", "/missing"):
             assert (await house.ask(target, headers={"x-request-id": "mine"})).headers["x-request-id"] == "mine"
+        for given in ("", "a b", "x" * 129, "\N{SNOWMAN}", 'id"\x01'):
+            assert (await house.ask("/x", headers={"x-request-id": given})).headers["x-request-id"] != given
         ids = {(await house.ask("/x")).headers["x-request-id"] for _ in range(3)}
         assert len(ids) == 3
         house.change(request_id_header="X-Trace")
@@ -243,6 +290,39 @@ async def test_every_answer_names_its_request(autojump_clock: MockClock) -> None
         house.change(request_id_header="")
         reply = await house.ask("/missing")
         assert not [name for name in reply.headers if name.startswith("x-")]
+
+
+async def test_errors_name_their_request_whoever_made_them(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async with open_house(default_timeout=1000, body_limit=10, concurrency_queue_limit=0) as house:
+        house.slow("f", 5)
+        house.function("no", False)
+        route(house, "/x")
+        route(house, "/guarded", condition="no")
+        route(house, "/missing-middleware", "nobody")
+        statuses = {}
+        for method, path, body in (
+            ("GET", "/nowhere", b""),
+            ("GET", "/x", b""),
+            ("OPTIONS", "/x", b""),
+            ("POST", "/x", b"[1,1,1,1,1,1,1]"),
+            ("POST", "/x", b"{"),
+            ("POST", "/x", b""),
+            ("POST", "/guarded", b""),
+            ("POST", "/missing-middleware", b""),
+        ):
+            reply = await house.ask(path, method, JSON | {"x-request-id": "mine"}, body)
+            statuses[reply.status] = reply.headers["x-request-id"]
+        house.change(concurrency_request_limit=1)
+        busy = house.client("POST", "/x")
+        nursery.start_soon(busy.run)
+        await wait_all_tasks_blocked()
+        shed = await house.ask("/x", "POST", {"x-request-id": "mine"})
+        statuses[shed.status] = shed.headers["x-request-id"]
+        await busy.ended.wait()
+        assert statuses == dict.fromkeys((404, 405, 200, 413, 400, 504, 422, 500, 503), "mine")
+        nursery.start_soon(house.core.drain, 0)
+        await wait_all_tasks_blocked()
+        assert (await house.ask("/x", headers={"x-request-id": "mine"})).headers["x-request-id"] == "mine"
 
 
 async def test_invalid_json_is_400_and_reaches_nobody(autojump_clock: MockClock) -> None:
@@ -274,6 +354,47 @@ async def test_a_last_slash_may_be_ignored(autojump_clock: MockClock) -> None:
         assert (await house.ask("/x/")).status == 404
         house.change(ignore_trailing_slash=True)
         assert (await house.ask("/x/")).status == 200
+
+
+async def test_settings_hold_from_the_next_request_on(autojump_clock: MockClock) -> None:
+    async with open_house() as house:
+        seen, order = house.function("f", {"body": 1}), house.function("m", {"action": "continue"})
+        fallback = house.function("fallback", {"status_code": 299})
+        house.route("/x", method="POST")
+        proxied = JSON | {"x-forwarded-for": "10.0.0.9", "x-forwarded-proto": "https"}
+
+        async def ask(target: str = "/x", method: str = "POST") -> int:
+            return (await house.ask(target, method, proxied, b"[1,2,3]")).status
+
+        assert (await ask(), await ask("/nowhere"), await ask("/api", "GET")) == (200, 404, 404)
+        assert (seen[-1]["request"]["client"], seen[-1]["request"]["scheme"], order) == ("", "http", [])
+        house.change(body_limit=3)
+        assert await ask() == 413
+        house.change(body_limit=7, trust_proxy=True, middleware=through("m"))
+        assert await ask() == 200
+        assert (seen[-1]["request"]["client"], seen[-1]["request"]["scheme"]) == ("10.0.0.9", "https")
+        assert len(order) == 1
+        house.change(not_found_function="fallback", openapi_path="/api", middleware=())
+        assert (await ask("/nowhere"), len(fallback)) == (299, 1)
+        assert await ask("/api", "GET") == 200
+        house.change(not_found_function=None, openapi_path=None)
+        assert (await ask("/nowhere"), await ask("/api", "GET"), len(order)) == (404, 404, 1)
+
+
+async def test_a_request_goes_by_the_settings_that_it_began_with(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with open_house(default_timeout=3000) as house:
+        house.slow("f", 2)
+        house.route("/x")
+        client = house.client("GET", "/x")
+        nursery.start_soon(client.run)
+        await wait_all_tasks_blocked()
+        house.change(default_timeout=1000)
+        await client.ended.wait()
+        assert client.reply is not None
+        assert client.reply.status == 200
+        assert (await house.ask("/x")).status == 504
 
 
 async def test_the_access_log_has_a_line_for_every_request_and_no_query(

@@ -171,10 +171,10 @@ async def test_a_writer_may_come_after_its_handler_has_returned_and_nobody_is_wa
         house.core.functions.claim(FunctionEntry(id="f", namespace="default", owner=house.peer, handler=(True, run)))
         house.route("/x")
         reply = await house.ask("/x")
-        assert (reply.status, trio.current_time()) == (204, 1)
+        assert (reply.status, trio.current_time()) == (204, 5)
         client = house.client("GET", "/x")
         nursery.start_soon(client.run)
-        await trio.sleep(0.9)
+        await trio.sleep(4.9)
         channel = house.core.channels.find(refs[1]["channel_id"], refs[1]["access_key"], "write")
         assert channel is not None
         writer = ChannelWriter(channel)
@@ -185,6 +185,12 @@ async def test_a_writer_may_come_after_its_handler_has_returned_and_nobody_is_wa
         assert client.reply is not None
         assert (client.reply.status, client.reply.body) == (200, b"late")
         assert house.core.channels.find(refs[0]["channel_id"], refs[0]["access_key"], "write") is None
+        began = trio.current_time()
+        for patience_ms, deadline_ms, expected_s in ((0, 30_000, 0), (700, 30_000, 0.7), (30_000, 2_000, 2)):
+            house.change(null_result_timeout=patience_ms, default_timeout=deadline_ms)
+            reply = await house.ask("/x")
+            assert (reply.status, trio.current_time() - began) == (204, pytest.approx(expected_s))
+            began = trio.current_time()
 
 
 async def test_a_silent_writer_is_504_at_the_deadline(autojump_clock: MockClock) -> None:

@@ -7,7 +7,7 @@ import trio
 from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from iii_trio.modules.http.connections import LINGER_S, STALL_S, WRITE_BYTES, Connection
+from iii_trio.modules.http.connections import LINGER_S, STALL_S, WRITE_BYTES, Connection, in_silence
 
 
 @define
@@ -38,25 +38,18 @@ class Slow:
 
 
 def connection(stream: Slow) -> Connection:
-    return Connection(stream, 60.0)  # type: ignore[arg-type]
+    return Connection(stream, 60.0, in_silence)  # type: ignore[arg-type]
 
 
-async def test_what_is_held_leaves_in_one_write_and_the_connection_is_not_quiet_before(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_a_connection_is_not_quiet_while_it_writes(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     stream = Slow(1)
     client = connection(stream)
     assert client.quiet
-    with client.held():
-        await client.send(b"head ")
-        await client.send(b"body")
-        await client.send(b"")
-    assert (client.quiet, stream.written) == (False, [])
-    nursery.start_soon(client.flush)
+    nursery.start_soon(client.send, b"first")
     await wait_all_tasks_blocked()
     assert not client.quiet
-    await client.send(b" next")
-    assert (client.quiet, stream.written) == (True, [b"head body", b" next"])
+    await client.send(b"second")
+    assert (client.quiet, stream.written) == (True, [b"first", b"second"])
 
 
 async def test_a_write_that_makes_progress_may_take_long(autojump_clock: MockClock) -> None:
@@ -77,10 +70,10 @@ async def test_a_write_without_progress_cuts_the_client_and_raises_nothing(autoj
 async def test_closing_says_so_and_gives_the_client_time(autojump_clock: MockClock) -> None:
     stream = Slow(0)
     client = connection(stream)
-    with client.held():
-        await client.send(b"last words")
-        await client.close()
+    await client.send(b"last words")
+    client.close()
     assert (stream.written, stream.socket.did) == ([b"last words"], ["shutdown"])
     assert (client.idle, client.cut_at) == (True, LINGER_S)
-    await client.close()
-    assert stream.socket.did == ["shutdown"]
+    client.close()
+    await client.send(b"more")
+    assert (stream.written, stream.socket.did) == ([b"last words"], ["shutdown"])

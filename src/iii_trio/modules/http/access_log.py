@@ -37,6 +37,11 @@ def logged(request: Request) -> Iterator[Callable[[Send], Send]]:
         log.info("%s %s %s %d %.1fms %s %s", request.method, request.path, status, size, took, client, name)
 
 
+def refused(status: int, why: str, request: Request) -> None:
+    """Log a line for what was no request: there is nothing to tell of it but why."""
+    log.info("- - %s 0 0.0ms - %s (%s)", status, request.id or "-", why)
+
+
 def _seen(message: Mapping[str, Any], status: str, size: int) -> tuple[str, int]:
     if message["type"] == "http.response.start":
         return str(message["status"]), size

@@ -1,12 +1,12 @@
 """Both directions of one ASGI request: what arrives, bounded, and how a response leaves."""
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 from attrs import define, field
 
-from .connections import CONNECTION, Connection
+from .connections import CONNECTION
 from .messages import Response
 
 Scope = Mapping[str, Any]
@@ -16,8 +16,31 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 DISCARD_S: Final = 5.0
 """How long, and how much of it, the rest of a request is read after its answer."""
 DISCARD_BYTES: Final = 16 * 1024 * 1024
-COALESCED: Final = 64 * 1024
-"""Largest body in bytes that leaves in one write with its head."""
+
+
+class Below(Protocol):
+    """What an application may want of the socket below a request, beside `receive` and `send`."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole body of the request has come."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left, although there may be more of the body to read."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing gets through to the client any more."""
+
+    async def news(self) -> None:
+        """Return when something has happened: bytes have come, the client has left, somebody calls `wake`."""
+
+    def wake(self) -> None:
+        """Let `news` return."""
+
+    def abort(self, *, reset: bool = False) -> None:
+        """End the request now, so that its client sees it break off; see `Connection.abort`."""
 
 
 class BodyTooLarge(Exception):
@@ -34,12 +57,18 @@ class Incoming:
 
     _receive: Receive
     length: int | None
+    below: Below | None = None
     complete: bool = field(init=False)
     gone: bool = field(default=False, init=False)
     _early: bytes = field(default=b"", init=False)
 
     def __attrs_post_init__(self) -> None:
         self.complete = self.length == 0
+
+    @property
+    def here(self) -> bool:
+        """Whether the whole body has arrived, so that nobody has to wait for it."""
+        return self.complete or (self.below is not None and self.below.complete)
 
     async def next(self) -> bytes:
         """Some more of the body, possibly nothing; waits for the client to leave once the body is complete."""
@@ -74,8 +103,17 @@ class Incoming:
         """Return when the client has left. The body is still wanted: one chunk is kept, the rest is left to wait."""
         while not self.gone:
             if self._early and not self.complete:
-                await trio.sleep_forever()
-            self._early += await self.next()
+                await self.left()
+            else:
+                self._early += await self.next()
+
+    async def left(self) -> None:
+        """Return when the client has left, without reading on; the rest of its body is of no use then."""
+        if self.below is None:
+            await trio.sleep_forever()
+        while not self.below.gone:
+            await self.below.news()
+        self.gone = True
 
     async def discard(self) -> None:
         """Read off the rest of the body, for so long and so much that a client which still sends gets its answer."""
@@ -97,32 +135,21 @@ async def write(scope: Scope, send: Send, incoming: Incoming, response: Response
     if response.close:
         headers.append((b"connection", b"close"))
     body = b"" if scope["method"] == "HEAD" else response.body
-    await begin(scope, send, response.status, headers, body, more=not incoming.complete)
+    await begin(send, response.status, headers, body, more=not incoming.complete)
     if not incoming.complete:
         await finish(scope, send, incoming)
 
 
-def connection_of(scope: Scope) -> Connection | None:
-    """The socket below a request; None under another server."""
-    connection: Connection | None = scope.get("state", {}).get(CONNECTION)
+def connection_of(scope: Scope) -> Below | None:
+    """What is below a request; None under another server."""
+    connection: Below | None = scope.get("state", {}).get(CONNECTION)
     return connection
 
 
-async def begin(
-    scope: Scope, send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, more: bool
-) -> None:
-    """Send a head and the first or only part of its body, in one write if that is small."""
-    connection = connection_of(scope)
-    start = {"type": "http.response.start", "status": status, "headers": headers}
-    first = {"type": "http.response.body", "body": body, "more_body": more}
-    if connection is not None and len(body) <= COALESCED:
-        with connection.held():
-            await send(start)
-            await send(first)
-        await connection.flush()
-    else:
-        await send(start)
-        await send(first)
+async def begin(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, more: bool) -> None:
+    """Send a head and the first or only part of its body."""
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 async def finish(scope: Scope, send: Send, incoming: Incoming) -> None:

@@ -102,6 +102,9 @@ OVERTAKEN: Final = frozenset({Answer.RESULT, Answer.FAILED})
 """Answers in whose place bytes count that came in the same wake-up."""
 
 
+_NOTHING: Final = (ABSENT.raw, NULL.raw)
+
+
 def _ignore() -> None:
     """Nobody waits."""
 
@@ -141,7 +144,7 @@ class ResponseDecision:
         """The handler's call has ended."""
         if not outcome.ok:
             self.feed(Event.ERROR, outcome)
-        elif outcome.result in (ABSENT, NULL):
+        elif outcome.result.raw in _NOTHING:
             self.feed(Event.NOTHING)
         else:
             self.feed(Event.VALUE, outcome)

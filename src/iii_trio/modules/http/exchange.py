@@ -9,8 +9,10 @@ when nobody is there to hear it is cancelled at its executor.
 
 import logging
 import math
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Final
 
 import trio
@@ -25,10 +27,10 @@ from ...engine.peer import DEFAULT_NAMESPACE
 from ...engine.triggers import Binding
 from ...protocol import ABSENT, Json, JsonError, cancellation, errors
 from ...protocol.errors import WireError
-from ...protocol.limits import DEADLINE_S, HTTP_UNUSED_S
-from . import cors, openapi
-from .access_log import logged
-from .asgi import BodyTooLarge, Incoming, Receive, Scope, Send, connection_of, finish, write
+from ...protocol.limits import DEADLINE_S
+from . import cors
+from .access_log import logged, refused
+from .asgi import Below, BodyTooLarge, Incoming, Receive, Scope, Send, connection_of, finish, write
 from .decision import Answer, Event, ResponseDecision, Waiting
 from .forms import is_small_form, read_form
 from .messages import (
@@ -47,6 +49,7 @@ from .messages import (
     stream_headers,
 )
 from .middleware import TIMED_OUT, middleware_input, read_verdict
+from .openapi import Document
 from .routes import Match, NotAllowed, Pattern, Route, Routes
 from .slots import GONE, SHED, Slots
 from .streaming import GONE as CLIENT_GONE
@@ -75,6 +78,8 @@ class Pending:
     complaint: str = field(default="", init=False)
     """What is wrong with the body."""
     in_middleware: bool = field(default=False, init=False)
+    limit_ms: int = field(init=False)
+    """How long what runs now may take."""
     channels: Channelled | None = field(default=None, init=False)
     call: Call | None = field(default=None, init=False)
     outcome: Outcome | None = field(default=None, init=False)
@@ -82,6 +87,14 @@ class Pending:
     leftover: Timer | None = field(default=None, init=False)
     reason: str | None = field(default=cancellation.SHUTDOWN, init=False)
     """Why the handler is cancelled if it still runs when the request is over; None if it may run on for a while."""
+
+    def __attrs_post_init__(self) -> None:
+        self.limit_ms = self.timeout_ms
+
+    @property
+    def timeout_ms(self) -> int:
+        """How long the request may take up to the head of its response."""
+        return self.match.route.timeout_ms or self.settings.default_timeout
 
     @property
     def namespace(self) -> str:
@@ -131,6 +144,7 @@ class Exchange:
     routes: Routes
     settings: Live[HttpSettings]
     _slots: Slots = field(init=False)
+    _document: Document = field(init=False)
     _requests: int = field(default=0, init=False)
     _unmatched: int = field(default=0, init=False)
     _refused: int = field(default=0, init=False)
@@ -141,13 +155,14 @@ class Exchange:
 
     def __attrs_post_init__(self) -> None:
         self._slots = Slots(self.settings)
+        self._document = Document(self.routes, self.core.functions)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or return without an answer when its client has left."""
         self._requests += 1
         settings = self.settings.value
         request = read_request(scope, settings.request_id_header, settings.trust_proxy)
-        incoming = Incoming(receive, request.length)
+        incoming = Incoming(receive, request.length, connection_of(scope))
         if settings.access_log:
             with logged(request) as send_logged:
                 await self._serve(scope, send_logged(send), request, incoming)
@@ -157,15 +172,7 @@ class Exchange:
     async def _serve(self, scope: Scope, send: Send, request: Request, incoming: Incoming) -> None:
         response = await self._answer(scope, send, request, incoming)
         if response is not None:
-            await write(scope, send, incoming, self._dressed(response, request))
-
-    def _dressed(self, response: Response, request: Request) -> Response:
-        """A response with what every response has: CORS headers, and the request's id."""
-        settings = self.settings.value
-        more: Headers = ()
-        if request.id:
-            more = ((settings.request_id_header.lower().encode("ascii"), request.id.encode("ascii")),)
-        return cors.decorate(response, settings.cors, request.origin, more)
+            await write(scope, send, incoming, dressed(response, request, self.settings.value))
 
     async def _answer(self, scope: Scope, send: Send, request: Request, incoming: Incoming) -> Response | None:
         """The response still to be written; None when there is none, or it has been streamed."""
@@ -176,7 +183,7 @@ class Exchange:
         if self._draining():
             return self._unavailable()
         if found is None and request.path == settings.openapi_path and request.method in ("GET", "HEAD"):
-            return openapi.answer(request, self.routes, self.core.functions.get)
+            return await self._document.answer(request)
         if found is None and settings.not_found_function:
             found = _fallback(request, settings.not_found_function)
         if not isinstance(found, Match):
@@ -196,7 +203,8 @@ class Exchange:
             if self._draining():
                 return self._unavailable()
             settings = self.settings.value
-            decision = ResponseDecision(trio.current_time() + settings.default_timeout / 1000)
+            timeout_ms = found.route.timeout_ms or settings.default_timeout
+            decision = ResponseDecision(trio.current_time() + timeout_ms / 1000)
             pending = Pending(request, incoming, found, decision, settings)
             await self._decide(pending)
             self._slots.give_back(incoming)
@@ -219,8 +227,9 @@ class Exchange:
         decision, route, incoming = pending.decision, pending.match.route, pending.incoming
         keeping = incoming.until_gone_keeping_body
         for item in pending.settings.middleware:
-            if item.phase == "preHandler" and not await self._middleware(pending, item.function_id, keeping):
-                return
+            if item.phase == "preHandler":
+                if not await self._middleware(pending, item.function_id, keeping, item.timeout_ms):
+                    return
         parsed, raw = b"", b""
         if pending.request.has_json or is_small_form(pending.request):
             parsed, raw = await self._read_body(pending)
@@ -240,17 +249,22 @@ class Exchange:
 
     async def _read_body(self, pending: Pending) -> tuple[bytes, bytes]:
         """A body that is parsed, as JSON and as it came; one that cannot be parsed, or is not here, has decided."""
-        decision, request = pending.decision, pending.request
+        decision, request, incoming = pending.decision, pending.request, pending.incoming
         body = parsed = b""
-        with trio.CancelScope(deadline=decision.deadline) as scope:
-            try:
-                body = await pending.incoming.read(pending.settings.body_limit)
-            except BodyTooLarge:
-                decision.feed(Event.OVERSIZE)
-                return b"", b""
-        if pending.incoming.gone:
+        late = False
+        try:
+            if incoming.here:
+                body = await incoming.read(pending.settings.body_limit)
+            else:
+                with trio.CancelScope(deadline=decision.deadline) as scope:
+                    body = await incoming.read(pending.settings.body_limit)
+                late = scope.cancelled_caught
+        except BodyTooLarge:
+            decision.feed(Event.OVERSIZE)
+            return b"", b""
+        if incoming.gone:
             decision.feed(Event.CLIENT_GONE)
-        elif scope.cancelled_caught:
+        elif late:
             decision.feed(Event.DEADLINE)
         elif body:
             try:
@@ -277,7 +291,9 @@ class Exchange:
             pending.decision.feed(Event.BLOCKED)
         return pending.decision.answer is None
 
-    async def _middleware(self, pending: Pending, function_id: str, watch: Callable[[], Awaitable[None]]) -> bool:
+    async def _middleware(
+        self, pending: Pending, function_id: str, watch: Callable[[], Awaitable[None]], timeout_ms: int | None = None
+    ) -> bool:
         """Whether a middleware lets the request through; it is looked up in the route's namespace, then in `default`."""
         decision, namespace = pending.decision, pending.namespace
         if pending.context is None:
@@ -286,7 +302,7 @@ class Exchange:
             namespace = DEFAULT_NAMESPACE
         data = middleware_input(pending.request, pending.match, pending.context)
         pending.in_middleware = True
-        outcome = await self._call(pending, function_id, namespace, data, watch)
+        outcome = await self._call(pending, function_id, namespace, data, watch, timeout_ms)
         if outcome is None:
             return False
         pending.in_middleware = False
@@ -304,20 +320,31 @@ class Exchange:
         return decision.answer is None
 
     async def _call(
-        self, pending: Pending, function_id: str, namespace: str, data: Json, watch: Callable[[], Awaitable[None]]
+        self,
+        pending: Pending,
+        function_id: str,
+        namespace: str,
+        data: Json,
+        watch: Callable[[], Awaitable[None]],
+        timeout_ms: int | None = None,
     ) -> Outcome | None:
         """The outcome of a function before the handler; None when the decision has fallen without it.
 
-        `watch` returns when the client has left.
+        `watch` returns when the client has left. The function has `timeout_ms`, or what the settings give to each, and
+        never longer than the request.
         """
-        decision = pending.decision
+        decision, settings = pending.decision, pending.settings
         decision.function_id = function_id
-        left = decision.deadline - trio.current_time()
+        now = trio.current_time()
+        limit = timeout_ms or settings.middleware_timeout or pending.timeout_ms
+        deadline = min(decision.deadline, now + limit / 1000)
+        left = deadline - now
         if left <= 0:
             decision.feed(Event.DEADLINE)
             return None
+        pending.limit_ms = pending.timeout_ms if deadline == decision.deadline else limit
         outcomes: list[Outcome] = []
-        with trio.CancelScope(deadline=decision.deadline) as waiting:
+        with trio.CancelScope(deadline=deadline) as waiting:
 
             def on_done(outcome: Outcome) -> None:
                 outcomes.append(outcome)
@@ -339,14 +366,17 @@ class Exchange:
                     reason = cancellation.CALLER_DISCONNECTED
             finally:
                 if call is not None and not outcomes:
-                    if trio.current_time() >= decision.deadline:
+                    if trio.current_time() >= deadline:
                         reason = cancellation.DEADLINE
                     self.peer.cancel_call(call, reason)
-        if trio.current_time() >= decision.deadline and not (outcomes and outcomes[0].ok):
+        if trio.current_time() >= deadline and not (outcomes and outcomes[0].ok):
             decision.feed(Event.DEADLINE)  # also when the engine's own timer for the call was the faster one
         elif not outcomes:
             decision.feed(Event.CLIENT_GONE)
-        return None if decision.answer is not None else outcomes[0]
+        if decision.answer is not None:
+            return None
+        pending.limit_ms = pending.timeout_ms
+        return outcomes[0]
 
     async def _handle(self, pending: Pending, channels: Channelled, data: Json) -> None:
         """Call the handler and wait until its outcome, the response channel, the client or the clock has decided.
@@ -355,6 +385,7 @@ class Exchange:
         cancelled with its request.
         """
         decision, binding, request = pending.decision, pending.match.route.binding, pending.request
+        incoming = pending.incoming
         decision.function_id = binding.function_id
         if trio.current_time() >= decision.deadline:
             decision.feed(Event.DEADLINE)
@@ -373,20 +404,42 @@ class Exchange:
         while decision.answer is None:
             unused = decision.waiting is Waiting.CHANNEL and not channels.response.expected
             if unused and patience == math.inf:
-                patience = trio.current_time() + (0 if self._cannot_write(binding) else HTTP_UNUSED_S)
+                patience = trio.current_time() + self._unused_s(pending)
             deadline = min(decision.deadline, patience) if unused else decision.deadline
             if trio.current_time() >= deadline:
-                decision.feed(Event.DEADLINE if deadline == decision.deadline else Event.UNUSED)
+                decision.feed(Event.UNUSED if unused else Event.DEADLINE)
                 return
+            if incoming.below is not None and incoming.complete:
+                await self._wait(decision, incoming.below, deadline)
+                continue
             with trio.CancelScope(deadline=deadline) as waiting:
                 decision.on_step = waiting.cancel
                 await channels.body.pump()
                 decision.feed(Event.CLIENT_GONE)
 
-    def _cannot_write(self, binding: Any) -> bool:
-        """Whether the handler is a built-in: those write to no channel."""
+    async def _wait(self, decision: ResponseDecision, below: Below, deadline: float) -> None:
+        """Wait for the next step of a decision, with no body left to hand on.
+
+        The same could be had from a cancel scope around `receive`, at four times the cost: this is the way that nearly
+        every request goes.
+        """
+        waiting = decision.waiting
+        decision.on_step = below.wake
+        timer = self.core.deadlines.at(deadline, below.wake)
+        try:
+            while decision.answer is None and decision.waiting is waiting and trio.current_time() < deadline:
+                if below.gone:
+                    decision.feed(Event.CLIENT_GONE)
+                else:
+                    await below.news()
+        finally:
+            timer.cancel()
+
+    def _unused_s(self, pending: Pending) -> float:
+        """How long (s) to wait for a writer after a null: not at all for a built-in, which writes to no channel."""
+        binding = pending.match.route.binding
         entry = self.core.functions.get(binding.namespace, binding.function_id)
-        return entry is None or entry.builtin
+        return 0 if entry is None or entry.builtin else pending.settings.null_result_timeout / 1000
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
@@ -396,8 +449,8 @@ class Exchange:
         channels, request = pending.channels, pending.request
         headers, length = stream_headers(channels.response.fields)
         status = status_of({"status_code": channels.response.status})
-        dressed = self._dressed(Response(status, headers), request)
-        head = Head(dressed.status, dressed.headers, length)
+        described = dressed(Response(status, headers), request, self.settings.value)
+        head = Head(described.status, described.headers, length)
         idle_s = pending.settings.stream_idle_timeout / 1000
         cut: str | None = CLIENT_GONE
         self._streaming += 1
@@ -469,7 +522,7 @@ class Exchange:
                 return envelope(413, "PAYLOAD_TOO_LARGE", text)
             case Answer.TIMED_OUT:
                 error_id = new_error_id()
-                text = f"No response within {settings.default_timeout} ms"
+                text = f"No response within {pending.limit_ms} ms"
                 log.warning("%s: %s (waiting for %s, error_id %s)", route, text, decision.function_id, error_id)
                 if pending.in_middleware:
                     return envelope(504, TIMED_OUT, "Middleware timeout", error_id=error_id)
@@ -521,6 +574,23 @@ REASONS: Final[Mapping[Answer, str]] = {
     Answer.TIMED_OUT: cancellation.DEADLINE,
 }
 """Why a handler that still runs is cancelled, by how its request has ended."""
+
+
+def dressed(response: Response, request: Request, settings: HttpSettings) -> Response:
+    """A response with what every response has: CORS headers, and the request's id."""
+    more: Headers = ()
+    if request.id:
+        more = ((settings.request_id_header.lower().encode("ascii"), request.id.encode("ascii")),)
+    return cors.decorate(response, settings.cors, request.origin, more)
+
+
+def refusal(status: int, text: str, settings: HttpSettings) -> Response:
+    """The answer to what is no HTTP (its `text` says why), and to a request that a bug has ended (500)."""
+    request = Request("-", "-", "", {}, id=secrets.token_hex(16) if settings.request_id_header else "")
+    if settings.access_log:
+        refused(status, text, request)
+    code = "INTERNAL_ERROR" if status == 500 else HTTPStatus(status).name
+    return dressed(envelope(status, code, text), request, settings)
 
 
 def unavailable() -> Response:

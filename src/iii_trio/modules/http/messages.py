@@ -3,7 +3,8 @@
 import logging
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -41,6 +42,9 @@ NOT_FORWARDED: Final = frozenset(
 """Header fields a handler does not decide: they belong to the connection, and the server writes length and date."""
 
 _ID: Final = re.compile(r"[!-~]{1,128}")
+_ID_HEAD: Final = secrets.token_hex(8)
+_SERIALS: Final = count(secrets.randbits(32))
+"""Ids of requests are unique, in all logs that there are, and no secret."""
 _BYTE: Final = re.compile(r"\s*\(byte (\d+)\)")
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
@@ -129,13 +133,7 @@ def read_request(scope: Mapping[str, Any], id_header: str = "", trust_proxy: boo
     With an `id_header` the request has an id: the client's own where it is fit to be logged, else a new one, which then
     stands among the headers.
     """
-    id_header = id_header.lower()
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
-        name, value = _text(raw_name).lower(), _text(raw_value)
-        if name in headers:
-            value = headers[name] + ("; " if name == "cookie" else ", ") + value
-        headers[name] = value
+    headers = _texts(scope["headers"])
     raw = scope.get("raw_path") or scope["path"].encode()
     path = raw.decode("latin-1").partition("?")[0]
     if not path.startswith("/") and "://" in path:
@@ -150,9 +148,10 @@ def read_request(scope: Mapping[str, Any], id_header: str = "", trust_proxy: boo
         scheme = headers.get("x-forwarded-proto", "").rpartition(",")[2].strip().lower() or scheme
     request_id = ""
     if id_header:
+        id_header = id_header.lower()
         request_id = headers.get(id_header, "")
         if not _ID.fullmatch(request_id):
-            request_id = headers[id_header] = secrets.token_hex(16)
+            request_id = headers[id_header] = f"{_ID_HEAD}{next(_SERIALS):016x}"
     return Request(
         scope["method"].upper(),
         path,
@@ -165,12 +164,21 @@ def read_request(scope: Mapping[str, Any], id_header: str = "", trust_proxy: boo
     )
 
 
-def _text(value: bytes) -> str:
-    """A header's bytes as text: UTF-8 as today's clients send it, else Latin-1 as HTTP had it once."""
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
+def _texts(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Header fields as text: UTF-8 as today's clients send it, else Latin-1 as HTTP had it once.
+
+    The values of a field that came several times are joined.
+    """
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in fields:
+        try:
+            name, value = raw_name.decode().lower(), raw_value.decode()
+        except UnicodeDecodeError:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        if name in headers:
+            value = headers[name] + ("; " if name == "cookie" else ", ") + value
+        headers[name] = value
+    return headers
 
 
 class BadRequest(ValueError):
@@ -183,7 +191,7 @@ def check_json(body: bytes) -> None:
         codec.decode_value(body)
     except ProtocolError as error:
         raise BadRequest(f"the body is not valid JSON: {_position(body, str(error))}") from None
-    if deeper_than(body, MAX_BODY_DEPTH):
+    if body.count(b"[") + body.count(b"{") > MAX_BODY_DEPTH and deeper_than(body, MAX_BODY_DEPTH):
         raise BadRequest(f"the body nests deeper than {MAX_BODY_DEPTH} levels")
     if has_endless_number(body):
         raise BadRequest(f"the body holds a number of {MAX_DIGITS} digits or more")

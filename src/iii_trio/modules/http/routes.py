@@ -98,13 +98,17 @@ def read_pattern(text: str) -> Pattern:
 
 @define(eq=False, kw_only=True)
 class Route:
-    """One binding's route. `condition` and `middleware` are ids of functions, looked up in the binding's namespace."""
+    """One binding's route. `condition` and `middleware` are ids of functions, looked up in the binding's namespace.
+
+    `timeout_ms` takes the place of `default_timeout` for its requests.
+    """
 
     method: str
     pattern: Pattern
     binding: Binding
     condition: str | None = None
     middleware: tuple[str, ...] = ()
+    timeout_ms: int | None = None
 
     def __str__(self) -> str:
         return f"{self.method} {self.pattern.text}"
@@ -122,12 +126,14 @@ def read_route(binding: Binding) -> Route:
         raise TriggerRejected(f"http_method '{given}' is not served; use one of {', '.join(METHODS)}")
     chain = config.get("middleware_function_ids")
     condition = config.get("condition_function_id")
+    timeout = config.get("timeout_ms")
     return Route(
         method=method,
         pattern=read_pattern(path),
         binding=binding,
         condition=condition if isinstance(condition, str) and condition else None,
         middleware=tuple(item for item in chain if isinstance(item, str)) if isinstance(chain, list) else (),
+        timeout_ms=timeout if isinstance(timeout, int) and timeout > 0 else None,
     )
 
 
@@ -211,6 +217,8 @@ class Routes:
     It holds what bindings of the engine's table derive to; the engine says when one comes, changes and goes.
     """
 
+    revision: int = field(default=0, init=False)
+    """Counts the changes."""
     _root: _Node = field(factory=_Node, init=False)
     _bound: dict[str, Route] = field(factory=dict, init=False)
 
@@ -292,6 +300,7 @@ class Routes:
         for segment in route.pattern.segments:
             node = node.grow(segment)
         node.claims.setdefault(route.method, []).append(route)
+        self.revision += 1
 
     def remove(self, route: Route) -> None:
         """Take a route out; the newest of those that stood by serves again. Raises `KeyError` if it is not in."""
@@ -305,6 +314,7 @@ class Routes:
         if route not in claims:
             raise KeyError(str(route))
         claims.remove(route)
+        self.revision += 1
         if not claims:
             del trail[-1].claims[route.method]
         for parent, segment, node in reversed(list(zip(trail, route.pattern.segments, trail[1:], strict=False))):

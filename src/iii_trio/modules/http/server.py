@@ -13,10 +13,11 @@ from ...engine.engine import Engine
 from ...engine.listener import bind
 from ...engine.local import open_local
 from ...protocol.errors import ConfigError
-from . import cors
 from .asgi import Incoming, Receive, Scope, Send, write
 from .connections import STOP_GRACE_S, Connections, ConnectionStatistics
-from .exchange import Exchange, ExchangeStatistics, unavailable
+from .exchange import Exchange, ExchangeStatistics, dressed, refusal, unavailable
+from .http1_messages import Fields
+from .http2 import PROTOCOLS
 from .messages import is_header_name, read_request
 from .routes import METHODS, Routes, RouteStatistics
 
@@ -46,6 +47,11 @@ CONFIG_FORMAT: Final = {
             "type": ["array", "null"],
             "items": {"type": "string"},
             "description": "Called in this order after the condition; each lets the request go on, or answers it.",
+        },
+        "timeout_ms": {
+            "type": ["integer", "null"],
+            "minimum": 1,
+            "description": "Time up to the head of the response, in the place of `default_timeout`.",
         },
     },
     "required": ["api_path"],
@@ -124,7 +130,11 @@ class HttpModule:
                     return_format=RETURN_FORMAT,
                 )
                 if listeners:
-                    self._connections = Connections(app=self.app, grace_s=self.grace_s, tls=self.tls)
+                    if self.tls is not None:
+                        self.tls.set_alpn_protocols(PROTOCOLS if self.settings.value.http2 else PROTOCOLS[1:])
+                    self._connections = Connections(
+                        app=self.app, grace_s=self.grace_s, tls=self.tls, refuse=self._refuse
+                    )
                     await self._connections.serve(listeners, task_status=task_status)
                 else:
                     task_status.started()
@@ -138,8 +148,9 @@ class HttpModule:
     async def rebind(self, settings: HttpSettings) -> None:
         """Listen where `settings` say, then no longer where it did; nothing to do while the module does not run.
 
-        Open connections stay. Raises `ConfigError` for an address that cannot be bound: nothing has changed then. Only
-        where the port stays and the host changes, the old one is released first, for both cannot be had at once.
+        Connections to the old address end: idle ones at once, the others with their response, or after 10 s. Raises
+        `ConfigError` for an address that cannot be bound: nothing has changed then. Only where the port stays and the
+        host changes, the old one is released first, for both cannot be had at once.
         """
         connections = self._connections
         if connections is None:
@@ -166,14 +177,21 @@ class HttpModule:
                 log.warning("HTTP on %s is reachable from other machines, without access control", url)
         return listeners
 
+    def _refuse(self, status: int, text: str) -> tuple[Fields, bytes]:
+        """What is said where there is no request to be handled, or a bug has ended it."""
+        settings = self.settings.value
+        response = refusal(status, text, settings)
+        return list(response.headers), response.body
+
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application; 503 while the module does not run. WebSocket upgrades are refused."""
         if scope["type"] == "http":
             if self._exchange is not None:
                 await self._exchange.serve(scope, receive, send)
             else:
-                request = read_request(scope)
-                response = cors.decorate(unavailable(), self.settings.value.cors, request.origin)
+                settings = self.settings.value
+                request = read_request(scope, settings.request_id_header, settings.trust_proxy)
+                response = dressed(unavailable(), request, settings)
                 await write(scope, send, Incoming(receive, request.length), response)
         elif scope["type"] == "lifespan":
             for _ in range(2):

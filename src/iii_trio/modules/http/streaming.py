@@ -48,7 +48,7 @@ class RequestBody:
     channel: Channel
     incoming: Incoming
     _over: bool = field(default=False, init=False)
-    _lot: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot, init=False)
+    _held_back: trio.CancelScope | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.channel.attach_writer(self)
@@ -80,10 +80,11 @@ class RequestBody:
         """
         incoming = self.incoming
         while True:
-            while self.channel.stopped and not self._over and not incoming.complete:
-                await self._lot.park()
+            while self.channel.stopped and not (self._over or incoming.complete or incoming.gone):
+                with trio.CancelScope() as self._held_back:
+                    await incoming.left()
             was_complete = incoming.complete
-            data = await incoming.next()
+            data = b"" if incoming.gone else await incoming.next()
             if incoming.gone:
                 self.channel.lost("the client has left")
                 return
@@ -99,12 +100,13 @@ class RequestBody:
 
     def on_room(self) -> None:
         """See `WriterEnd.on_room`."""
-        self._lot.unpark_all()
+        if self._held_back is not None:
+            self._held_back.cancel()
 
     def on_over(self, reason: str) -> None:
         """See `WriterEnd.on_over`."""
         self._over = True
-        self._lot.unpark_all()
+        self.on_room()
 
 
 @define(eq=False)
@@ -210,7 +212,7 @@ async def relay(
     if head.length is not None and len(first) > head.length:
         first = first[: head.length]
         sent = head.length + 1
-    await begin(scope, send, head.status, list(head.headers), first, more=True)
+    await begin(send, head.status, list(head.headers), first, more=True)
     sent = sent or len(first)
     connection = connection_of(scope)
     until = trio.current_time() + idle_s

@@ -1,0 +1,527 @@
+"""HTTP/2 on one connection: `h2` keeps the protocol's rules, this file moves bytes and runs one task per request.
+
+Theory of operation. The connection's own task reads; one task writes, and nobody else does, so that a request which is
+cancelled in the middle of sending tears no frame of its neighbours; each request is a task that runs the application.
+What is to be sent stands in one outbox: requests wait while it is full or the client's window is shut, and so does the
+reader, so that a client which makes us answer and does not read is not read either. A request's body is acknowledged
+as the application takes it, which is all the back-pressure an upload needs. A request whose stream is reset, or whose
+connection is gone, is told so by `http.disconnect` and ends by itself, as over HTTP/1.1.
+
+    connection ─ reader ─ one task per request
+               └ writer
+"""
+
+import logging
+import math
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final
+from wsgiref.handlers import format_date_time
+
+import trio
+from attrs import define, field
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError
+from hyperframe.frame import GoAwayFrame
+
+from ...protocol.limits import HTTP2_OUTBOX, HTTP2_STREAMS, HTTP2_WINDOW, STALL_S
+from .http2_frames import RESET_COST, Frames, Refused
+
+log = logging.getLogger(__name__)
+
+App = Callable[[Mapping[str, Any], Any, Any], Awaitable[None]]
+Address = tuple[str, int] | None
+
+PROTOCOLS: Final = ["h2", "http/1.1"]
+"""What a port under TLS offers by ALPN, best first."""
+READ_BYTES: Final = 16 * 1024
+WRITE_BYTES: Final = 64 * 1024
+"""A write of this size must get through within `STALL_S`."""
+LINGER_S: Final = 2.0
+"""How long a client that was refused is read from, so that a reset does not overtake the reason."""
+TABLE_BYTES: Final = 4096
+"""How much of what was sent before we remember to send it shorter, whatever more the client would let us."""
+_OF_THE_CONNECTION: Final = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+)
+
+
+class _H2(H2Connection):
+    """`h2` with a shorter memory for streams that are over."""
+
+    MAX_CLOSED_STREAMS = 4 * HTTP2_STREAMS
+
+
+@define(eq=False)
+class Stream:
+    """One request and its response: the ASGI callables, and what an application may want of the socket below it.
+
+    `gone`: the client has reset the stream or left, or nothing gets through to it.
+    """
+
+    connection: "Http2"
+    id: int
+    complete: bool
+    """Whether the whole body of the request has arrived."""
+    _expects: bool
+    """Whether the client waits to be told to send its body."""
+    gone: bool = field(default=False, init=False)
+    ended: bool = field(default=False, init=False)
+    """Whether the whole response is on its way."""
+    _body: list[bytes] = field(factory=list, init=False)
+    _unread: int = field(default=0, init=False)
+    """Bytes of the body that the client may not send again yet, padding included."""
+    _told: bool = field(default=False, init=False)
+    """Whether the application knows that the body is complete."""
+    _head: list[tuple[bytes, bytes]] | None = field(default=None, init=False)
+    _answered: bool = field(default=False, init=False)
+    _left: int | None = field(default=None, init=False)
+    """How much of the response is still to be sent, where its head says how long it is."""
+    _held: bytes = field(default=b"", init=False)
+    """The last byte of a response, while the client still sends."""
+    _news: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot, init=False)
+
+    # -- what the connection says -------------------------------------------------------------------------------------
+
+    def got(self, data: bytes, counted: int) -> None:
+        self._body.append(data)
+        self._unread += counted
+        self._news.unpark_all()
+
+    def leave(self) -> None:
+        self.gone = True
+        self._body.clear()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let `news` return."""
+        self._news.unpark_all()
+
+    # -- what the application calls -----------------------------------------------------------------------------------
+
+    async def receive(self) -> Mapping[str, Any]:
+        """The next piece of the body, an empty one for no body; then `http.disconnect` once there is nobody or no need."""
+        await trio.lowlevel.checkpoint()
+        if self._expects and not self._answered and not self.gone:
+            self._expects = False
+            self.connection.inform(self.id)
+        while not (self.gone or self._body or (self.complete and (self.ended or not self._told))):
+            await self._news.park()
+        if self.gone or (self.complete and self.ended):
+            return {"type": "http.disconnect"}
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        self._told = self.complete
+        self._read_off()
+        return {"type": "http.request", "body": body, "more_body": not self.complete}
+
+    def _read_off(self) -> None:
+        unread, self._unread = self._unread, 0
+        if unread:
+            self.connection.acknowledge(self.id, unread)
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """A head, or a piece of the body; it waits for the client's window. For a client that is gone it does nothing."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if message["type"] == "http.response.start":
+            self._begin(message["status"], message["headers"])
+            return
+        body, more = message.get("body", b""), message.get("more_body", False)
+        if self.gone or self.ended:
+            return
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._answered = True
+            self.connection.begin(self.id, head, end=not body and not more)
+            self.ended = not body and not more
+        if self._left is not None:
+            self._left -= len(body)
+        if self._left == 0 and more and body and not self.complete:
+            # some clients hear nothing more, our window included, once they have all of a response: curl did until 8
+            self._held, body = body[-1:], body[:-1]
+        elif self._held:
+            self._held, body = b"", self._held + body
+        at = 0
+        while at < len(body) and not self.gone:
+            room = self.connection.room(self.id)
+            if room <= 0:
+                await self._wait_for_room()
+                continue
+            part = body if len(body) <= room else memoryview(body)[at : at + room]
+            at += len(part)
+            # a length that is reached says the same as the end
+            last = at == len(body) and (not more or (self._left == 0 and not self._held))
+            self.connection.put(self.id, part, end=last)
+            self.ended = last
+        if not body and not more and not self.ended and not self.gone:
+            self.connection.put(self.id, b"", end=True)
+            self.ended = True
+        if self.ended:
+            self.wake()
+
+    async def _wait_for_room(self) -> None:
+        """Wait until the client takes something. One that takes nothing for `STALL_S` has its request reset."""
+        with trio.move_on_after(STALL_S) as patience:
+            while not self.gone and self.connection.room(self.id) <= 0:
+                await self._news.park()
+        if patience.cancelled_caught and not self.gone:
+            log.info("an HTTP/2 client took nothing for %.0f s: its request is reset", STALL_S)
+            self._reset(ErrorCodes.CANCEL)
+
+    def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        named = {name for name, _ in headers}
+        self._head = [(b":status", b"%d" % status)]
+        self._head += [(name, value) for name, value in headers if name not in _OF_THE_CONNECTION]
+        if b"date" not in named:
+            self._head.append((b"date", format_date_time(time.time()).encode("ascii")))
+        for name, value in headers:
+            if name == b"content-length":
+                self._left = int(value)
+            elif name == b"connection" and value == b"close":
+                self.connection.say_goodbye()
+
+    # -- in the place of an HTTP/1.1 connection -----------------------------------------------------------------------
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing gets through to the client any more."""
+        return self.gone
+
+    async def news(self) -> None:
+        """Return when something has happened: bytes have come, the client has left, somebody calls `wake`."""
+        await self._news.park()
+
+    def abort(self, *, reset: bool = False) -> None:
+        """End this request alone. A response that is there in full ends in order, any other is seen to break off."""
+        if not self.gone and not self.ended and self._answered and self._left == 0:
+            if self.connection.room(self.id) > 0:
+                self.connection.put(self.id, self._held, end=True)
+                self.ended = True
+        self.close()
+
+    def close(self) -> None:
+        """The application is done with the request: a response that is not complete is broken off."""
+        if not self.gone:
+            if not self.ended:
+                self._reset(ErrorCodes.INTERNAL_ERROR)
+            elif not self.complete:
+                self._reset(ErrorCodes.NO_ERROR)
+        self._read_off()
+        self.leave()
+
+    def _reset(self, code: ErrorCodes) -> None:
+        self.connection.reset(self.id, code)
+        self.leave()
+
+
+@define(eq=False)
+class Http2:
+    """One client's connection, over TLS that has shaken hands on `h2`.
+
+    `idle` says that no request is under way; `cut_at` is the Trio time at which the sweeper ends the connection. The
+    scope of each request has its `Stream` under `name` in `state`. `incident` counts a bug and names it.
+    """
+
+    _stream: "trio.SSLStream[trio.SocketStream]"
+    _app: App
+    _name: str
+    _idle_s: float
+    _incident: Callable[[], str]
+    idle: bool = field(default=True, init=False)
+    cut_at: float = field(init=False)
+    _h2: H2Connection = field(init=False)
+    _frames: Frames = field(init=False)
+    _streams: dict[int, Stream] = field(factory=dict, init=False)
+    _out: bytearray = field(factory=bytearray, init=False)
+    _writing: bool = field(default=False, init=False)
+    _to_write: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot, init=False)
+    _drained: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot, init=False)
+    _leaving: bool = field(default=False, init=False)
+    """Whether a GOAWAY went out or came in: what is under way ends, and nothing new begins."""
+    _over: bool = field(default=False, init=False)
+    _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
+    _addresses: tuple[Address, Address] = field(default=(None, None), init=False)
+
+    def __attrs_post_init__(self) -> None:
+        now = trio.current_time()
+        self.cut_at = now + self._idle_s
+        self._frames = Frames(now)
+        self._h2 = _H2(H2Configuration(client_side=False, header_encoding=None))
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """What is below, under TLS."""
+        return self._stream.transport_stream.socket
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way, the bytes of the last response included."""
+        return self.idle and not self._out and not self._writing
+
+    async def run(self) -> None:
+        """Serve the client until either side is done; returns when its last request has ended."""
+        try:
+            client, server = self.socket.getpeername(), self.socket.getsockname()
+        except OSError:
+            return  # gone before it was accepted
+        self._addresses = client[:2], server[:2]
+        with self._scope:
+            async with trio.open_nursery() as outer:
+                outer.start_soon(self._write, name="HTTP/2 writer")
+                self._h2.initiate_connection()
+                # the connection's window is never the narrow one: one slow upload does not stop the others
+                self._h2.increment_flow_control_window(HTTP2_STREAMS * HTTP2_WINDOW)
+                self._emit()
+                async with trio.open_nursery() as requests:
+                    try:
+                        await self._read(requests)
+                    except (trio.BrokenResourceError, trio.ClosedResourceError):
+                        pass
+                    self._end_soon()
+                outer.cancel_scope.cancel()
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def _read(self, requests: trio.Nursery) -> None:
+        while data := await self._stream.receive_some(READ_BYTES):
+            if self._over:
+                continue  # a client that was refused goes on sending: what it says is not of interest
+            try:
+                for step in self._frames.follow(bytes(data), trio.current_time()):
+                    self._take(self._h2.receive_data(step), requests)
+                    self._emit()
+                    while len(self._out) >= HTTP2_OUTBOX and not self._over:
+                        await self._drained.park()
+                    await trio.lowlevel.checkpoint()
+            except (ProtocolError, Refused) as error:
+                log.info("an HTTP/2 client is refused: %s", error)
+                if isinstance(error, Refused):
+                    self._h2.close_connection(error.code)
+                self._emit()
+                self._end_soon()
+            if self._frames.goaway:
+                self._leaving = True
+                self._end_if_idle()
+
+    def _take(self, events: list[Event], requests: trio.Nursery) -> None:
+        opened = False
+        for event in events:
+            if isinstance(event, RequestReceived):
+                self._open(event, requests)
+            elif isinstance(event, DataReceived):
+                stream = self._streams.get(event.stream_id)
+                if stream is not None and not stream.gone:
+                    stream.got(event.data, event.flow_controlled_length)
+                else:
+                    self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, StreamEnded):
+                if (stream := self._streams.get(event.stream_id)) is not None:
+                    stream.complete = True
+                    stream.wake()
+            elif isinstance(event, StreamReset):
+                if (stream := self._streams.get(event.stream_id)) is not None:
+                    stream.leave()
+                    self._frames.spend(RESET_COST)
+            elif isinstance(event, WindowUpdated):
+                if event.stream_id == 0:
+                    opened = True
+                elif (stream := self._streams.get(event.stream_id)) is not None:
+                    stream.wake()
+            elif isinstance(event, RemoteSettingsChanged):
+                if self._h2.encoder.header_table_size > TABLE_BYTES:
+                    self._h2.encoder.header_table_size = TABLE_BYTES
+                opened = True
+        if opened:
+            self._wake_all()
+
+    def _open(self, event: RequestReceived, requests: trio.Nursery) -> None:
+        if self._leaving or len(self._streams) >= HTTP2_STREAMS:
+            # also when those that were reset have not ended yet: asking and resetting makes no more work than asking
+            self._h2.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
+            return
+        complete = event.stream_ended is not None
+        pseudo: dict[bytes, bytes] = {}
+        headers: list[tuple[bytes, bytes]] = []
+        for name, value in event.headers:
+            if name[:1] == b":":
+                pseudo[bytes(name)] = bytes(value)
+            else:
+                headers.append((bytes(name), bytes(value)))
+        names = {name for name, _ in headers}
+        if b":authority" in pseudo and b"host" not in names:
+            headers.insert(0, (b"host", pseudo[b":authority"]))
+        if not complete and b"content-length" not in names:
+            headers.append((b"transfer-encoding", b"chunked"))  # as a gateway would say it
+        target, _, query = pseudo.get(b":path", b"").partition(b"?")
+        expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
+        stream = Stream(self, event.stream_id, complete, expects and not complete)
+        client, server = self._addresses
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "2",
+            "method": pseudo[b":method"].decode("latin-1"),
+            "scheme": "https",
+            "path": target.decode("latin-1"),
+            "raw_path": target,
+            "query_string": query,
+            "root_path": "",
+            "headers": headers,
+            "client": client,
+            "server": server,
+            "state": {self._name: stream},
+        }
+        self._streams[stream.id] = stream
+        self.idle, self.cut_at = False, math.inf
+        requests.start_soon(self._serve, stream, scope, name=f"HTTP/2 request {stream.id}")
+
+    async def _serve(self, stream: Stream, scope: Mapping[str, Any]) -> None:
+        try:
+            await self._app(scope, stream.receive, stream.send)
+        except Exception as error:
+            # a bug that one request meets must not end the others of its connection, which may be another person's
+            log.error("an HTTP/2 request failed (incident %s)", self._incident(), exc_info=error)
+        finally:
+            stream.close()
+            del self._streams[stream.id]
+            if not self._streams:
+                self.idle = True
+                self.cut_at = trio.current_time() + (LINGER_S if self._over else self._idle_s)
+                self._end_if_idle()
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        while True:
+            while not self._out:
+                if self._over:
+                    self._shut()
+                elif self._leaving and not self._streams:
+                    self.abort()
+                await self._to_write.park()
+            data, self._out = bytes(self._out), bytearray()
+            self._writing = True
+            try:
+                for start in range(0, len(data), WRITE_BYTES):
+                    with trio.move_on_after(STALL_S) as patience:
+                        await self._stream.send_all(memoryview(data)[start : start + WRITE_BYTES])
+                    if patience.cancelled_caught:
+                        log.info("an HTTP/2 client took nothing for %.0f s: its connection is cut", STALL_S)
+                        self._break()
+                        return
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._break()
+                return
+            finally:
+                self._writing = False
+            self._wake_all()
+
+    def _emit(self) -> None:
+        """Let the writer send what `h2` has to say."""
+        if not self._over:
+            self._out += self._h2.data_to_send()
+            self._to_write.unpark_all()
+
+    def _wake_all(self) -> None:
+        self._drained.unpark_all()
+        for stream in tuple(self._streams.values()):
+            stream.wake()
+
+    # -- what streams ask for; only while their client has not left them ----------------------------------------------
+
+    def room(self, stream_id: int) -> int:
+        """How many bytes of a response may leave now, 0 or less for none."""
+        if len(self._out) >= HTTP2_OUTBOX:
+            return 0
+        return min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size, WRITE_BYTES)
+
+    def inform(self, stream_id: int) -> None:
+        """Tell the client to go on sending."""
+        self._h2.send_headers(stream_id, [(b":status", b"100")])
+        self._emit()
+
+    def begin(self, stream_id: int, head: list[tuple[bytes, bytes]], *, end: bool) -> None:
+        """Send the head of a response."""
+        self._h2.send_headers(stream_id, head, end_stream=end)
+        self._emit()
+
+    def put(self, stream_id: int, data: bytes | memoryview, *, end: bool) -> None:
+        """Send a piece of a response, no more than there is room for."""
+        self._h2.send_data(stream_id, bytes(data), end_stream=end)
+        self._frames.earn()
+        self._emit()
+
+    def acknowledge(self, stream_id: int, size: int) -> None:
+        """Let the client send that much more."""
+        if not self._over:
+            self._h2.acknowledge_received_data(size, stream_id)
+            self._emit()
+
+    def reset(self, stream_id: int, code: ErrorCodes) -> None:
+        """End a stream before its time."""
+        self._h2.reset_stream(stream_id, code)
+        self._emit()
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def say_goodbye(self) -> None:
+        """Take no new requests: those which the client sends from now on it may ask elsewhere. The others are served."""
+        if self._leaving or self._over:
+            return
+        self._leaving = True
+        # not by `h2`, which would let no response through any more
+        last = GoAwayFrame(0, last_stream_id=self._h2.highest_inbound_stream_id, error_code=ErrorCodes.NO_ERROR)
+        self._out += self._h2.data_to_send() + last.serialize()
+        self._to_write.unpark_all()
+
+    def retire(self) -> None:
+        """End the connection, which is quiet, in order: the client hears of it, and is not waited for."""
+        if self._leaving or self._over:
+            self.abort()
+        else:
+            self.say_goodbye()
+
+    def abort(self) -> None:
+        """End the connection now, with whatever still runs for it; its client sees it break off."""
+        self.socket.close()
+        self._scope.cancel()
+
+    def _end_if_idle(self) -> None:
+        if self._leaving and not self._streams:
+            self._to_write.unpark_all()
+
+    def _end_soon(self) -> None:
+        """Nothing is said to the client any more but what stands in the outbox; its requests hear of it."""
+        if self._over:
+            return
+        self._over = True
+        for stream in tuple(self._streams.values()):
+            stream.leave()
+        self.idle = True
+        self.cut_at = trio.current_time() + LINGER_S
+        self._drained.unpark_all()
+        self._to_write.unpark_all()
+
+    def _break(self) -> None:
+        """Nothing gets through any more: reading hears of it."""
+        self._out.clear()
+        self.socket.close()
+        self._end_soon()
+
+    def _shut(self) -> None:
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.socket.close()
