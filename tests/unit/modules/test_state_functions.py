@@ -13,7 +13,7 @@ from iii_trio.engine import Engine, LocalPeer
 from iii_trio.modules.state import StateModule
 from iii_trio.protocol import NULL, Json
 from iii_trio.protocol.errors import StoreError, WireError
-from iii_trio.stores import Failed, KeyValueStatistics, StoreClosed, open_memory
+from iii_trio.stores import Failed, KeyValue, KeyValueStatistics, StoreClosed, open_memory
 from iii_trio.testing.raw import open_port
 
 A = {"scope": "s", "key": "k"}
@@ -227,24 +227,26 @@ async def test_an_update_does_not_grow_a_value_beyond_the_limit_but_may_shrink_i
 
 
 class BrokenStore:
-    """A store whose disk is full, or which has been closed."""
+    """A store that can be read at the start; then its disk is full, or it has been closed."""
 
-    def __init__(self, *, closed: bool) -> None:
+    def __init__(self, store: KeyValue, *, closed: bool) -> None:
+        self.store = store
         self.closed = closed
+        self.broken = False
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        def operation(*args: Any) -> None:
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if not self.broken or name in ("sibling", "statistics"):
+            return getattr(self.store, name)
+
+        def operation(*args: Any, **options: Any) -> None:
             if self.closed:
                 raise StoreClosed("the store is closed")
-            trio.lowlevel.spawn_system_task(self._answer, args[-1])
+            trio.lowlevel.spawn_system_task(self._answer, next(filter(callable, reversed(args))))
 
         return operation
 
     async def _answer(self, on_done: Callable[[Any], None]) -> None:
         on_done(Failed(StoreError("the disk is full")))
-
-    def statistics(self) -> KeyValueStatistics:
-        return KeyValueStatistics("state", 0, 0)
 
 
 @pytest.mark.parametrize("closed", [False, True])
@@ -262,8 +264,15 @@ class BrokenStore:
 async def test_what_the_store_cannot_do_is_an_error_and_no_event(
     closed: bool, function_id: str, code: str, text: str
 ) -> None:
-    module = StateModule(Live(StateSettings()), BrokenStore(closed=closed))  # type: ignore[arg-type]
+    async with open_memory() as memory:
+        store = BrokenStore(memory.key_value("state"), closed=closed)
+        module = StateModule(Live(StateSettings()), store)  # type: ignore[arg-type]
+        await fails(module, store, closed, function_id, code, text)
+
+
+async def fails(module: StateModule, store: BrokenStore, closed: bool, function_id: str, code: str, text: str) -> None:
     async with running(module) as (core, user):
+        store.broken = True
         events = record(user, "events")
         bind(core, user, "state", "events", {})
         with pytest.raises(WireError) as caught:

@@ -1,0 +1,340 @@
+"""The outbox of durable triggers: events that stand beside the data they tell of, on their way into the queue.
+
+Theory of operation. An event is written in the transaction of its write, so that a write that was answered has its
+deliveries recorded. From there it is enqueued under a key of its own, and when the queue has receipted it, it is taken
+out. A crash between the two repeats the enqueue, and the queue recognises the key: each event gets in once (a restart
+later than the queue's window of repetitions may let one in twice). Events of one lane (a function and what it watches)
+are enqueued one after the other, in the order of the writes.
+
+What cannot be enqueued waits on disk: until the queue is back, which is noticed at once, or for another try after a pause
+that grows. In memory lie only so many events of each queue; the rest is read back from the store in its turn.
+"""
+
+import logging
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from attrs import define, field, frozen
+
+from ..engine import Engine, LocalPeer, Outcome
+from ..engine.deadlines import Timer
+from ..engine.enqueues import ENQUEUE
+from ..engine.events import Event, FunctionsChanged
+from ..engine.peer import DEFAULT_NAMESPACE
+from ..protocol import Json, codec
+from ..protocol.codec import encode_value
+from ..protocol.errors import StoreError, TriggerRejected
+from ..protocol.limits import OUTBOX_EVENTS, OUTBOX_PAGE, OUTBOX_PAGE_BYTES
+from ..stores import Entry, Failed, KeyValue, Result, WaitingKeyValue
+from .durable import Watch
+
+log = logging.getLogger(__name__)
+
+QUEUE_STATS: Final = "engine::queue::stats"
+ENQUEUE_S: Final = 30.0
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 10.0
+_DIGITS: Final = 20
+
+
+@frozen
+class Row:
+    """One event for one function: where it stands in the outbox, and the call that enqueues it."""
+
+    queue: str
+    key: str
+    lane: str
+    request: bytes
+
+    def entry(self, space: str) -> Entry:
+        """As it is written beside the data."""
+        return Entry(space, self.queue, self.key, b'{"lane":%s,"request":%s}' % (encode_value(self.lane), self.request))
+
+
+@frozen
+class OutboxStatistics:
+    """Events that are `recorded` and not in their queue yet, of which `held` lie in memory; `enqueued` so far.
+
+    `refused`: tries that the queue did not take; `waiting`: queues for which there is a pause now.
+    """
+
+    recorded: int
+    held: int
+    enqueued: int
+    refused: int
+    waiting: int
+
+
+@define(eq=False)
+class _Line:
+    """The events for one queue: lanes of those in memory; `behind` says that the store has more than these."""
+
+    queue: str
+    lanes: dict[str, deque[Row]] = field(factory=dict)
+    calling: set[str] = field(factory=set)
+    held: int = 0
+    held_bytes: int = 0
+    last: str = ""
+    behind: bool = False
+    reading: bool = False
+    missed: bool = False
+    pause_s: float = 0.0
+    timer: Timer | None = None
+
+    @property
+    def full(self) -> bool:
+        return self.held >= OUTBOX_PAGE or self.held_bytes >= OUTBOX_PAGE_BYTES
+
+    @property
+    def paused(self) -> bool:
+        return self.timer is not None
+
+
+@define(eq=False)
+class Outbox:
+    """See the module. `store` is the space of the outbox, in the file of the data. Made for one life of a module."""
+
+    core: Engine
+    peer: LocalPeer
+    store: KeyValue
+    _lines: dict[str, _Line] = field(factory=dict, init=False)
+    _number: int = field(default=0, init=False)
+    _recorded: int = field(default=0, init=False)
+    _enqueued: int = field(default=0, init=False)
+    _refused: int = field(default=0, init=False)
+    _untap: Callable[[], None] | None = field(default=None, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Take in what an earlier life has left. Raises `StoreError`."""
+        store = WaitingKeyValue(self.store)
+        for queue in await store.scopes():  # waits for every write on its way, so that none is missed below
+            count, last = await store.scan(queue, _count_and_last)
+            self._recorded += count
+            self._number = max(self._number, int(last or "0"))
+            self._line(queue).behind = True
+        self._untap = self.core.events.tap(self._on_event)
+        for line in self._lines.values():
+            self._read(line)
+
+    def close(self) -> None:
+        """Stop; what is left stays in the store."""
+        self._closed = True
+        if self._untap is not None:
+            self._untap()
+            self._untap = None
+        for line in self._lines.values():
+            if line.timer is not None:
+                line.timer.cancel()
+
+    def check_provider(self) -> None:
+        """Raises `TriggerRejected` if nobody can take durable deliveries, and nobody is about to."""
+        known = self.core.functions.get(DEFAULT_NAMESPACE, ENQUEUE) is not None or "queue" in self.core.modules
+        if not known:
+            text = "a durable trigger needs the queue: add the built-in worker 'queue' to the configuration"
+            raise TriggerRejected(f"{text}, or leave `durable` out")
+
+    def check_queue(self, queue: str) -> None:
+        """Raises `TriggerRejected` if the queue is there and does not know that name."""
+        answers: list[Outcome] = []
+        self.peer.call(QUEUE_STATS, Json.of({"queue": queue}), answers.append, timeout_s=ENQUEUE_S)
+        if answers and answers[0].ok and answers[0].result.decode() == []:
+            text = f"there is no queue '{queue}': configure it under `queue_configs`, or define it, before this trigger"
+            raise TriggerRejected(text)
+
+    # -- recording ----------------------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether so many events wait for their queue that no more are recorded."""
+        return self._recorded >= OUTBOX_EVENTS
+
+    def numbers(self, count: int) -> int:
+        """The first of `count` places in the order of events."""
+        first = self._number + 1
+        self._number += count
+        return first
+
+    def taken_in(self, rows: Iterable[Row]) -> None:
+        """These stand on disk, in the order of their keys."""
+        for row in rows:
+            self._recorded += 1
+            if self._closed:
+                continue
+            line = self._line(row.queue)
+            if line.behind or line.full:
+                line.behind = line.missed = True
+            else:
+                self._put(line, row)
+
+    # -- on the way ---------------------------------------------------------------------------------------------------
+
+    def _line(self, queue: str) -> _Line:
+        line = self._lines.get(queue)
+        if line is None:
+            line = self._lines[queue] = _Line(queue)
+        return line
+
+    def _put(self, line: _Line, row: Row) -> None:
+        line.held += 1
+        line.held_bytes += len(row.request)
+        line.last = row.key
+        lane = line.lanes.get(row.lane)
+        if lane is not None:
+            lane.append(row)
+            return
+        line.lanes[row.lane] = deque((row,))
+        if not line.paused:
+            self._call(line, row.lane)
+
+    def _call(self, line: _Line, lane: str) -> None:
+        row = line.lanes[lane][0]
+        line.calling.add(lane)
+
+        def done(outcome: Outcome) -> None:
+            line.calling.discard(lane)
+            if outcome.ok:
+                self._enqueued += 1
+                line.pause_s = 0.0
+                self._take_out(line, row)
+                self._next(line, lane)
+            else:
+                self._refused += 1
+                self._pause(line, str(outcome.exception()))
+
+        self.peer.call(ENQUEUE, Json(row.request), done, timeout_s=ENQUEUE_S)
+
+    def _next(self, line: _Line, lane: str) -> None:
+        waiting = line.lanes[lane]
+        row = waiting.popleft()
+        line.held -= 1
+        line.held_bytes -= len(row.request)
+        if not waiting:
+            del line.lanes[lane]
+        elif not line.paused:
+            self._call(line, lane)
+        if not line.held and line.behind:
+            self._read(line)
+
+    def _take_out(self, line: _Line, row: Row) -> None:
+        """The queue has it. Should this fail, the next life enqueues it again, and the queue recognises it."""
+
+        def gone(result: Result[bytes | None]) -> None:
+            if isinstance(result, Failed):
+                log.warning("an event for queue %s stays in the outbox until a restart: %s", line.queue, result.error)
+
+        self._recorded -= 1
+        try:
+            self.store.delete(row.queue, row.key, gone)
+        except StoreError as error:
+            gone(Failed(error))
+
+    # -- pauses -------------------------------------------------------------------------------------------------------
+
+    def _pause(self, line: _Line, why: str) -> None:
+        if line.paused or self._closed:
+            return
+        if not line.pause_s:
+            log.warning("events for queue %s wait in the outbox: %s", line.queue, why)
+        line.pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * line.pause_s))
+        line.timer = self.core.deadlines.after(line.pause_s, lambda: self._resume(line))
+
+    def _resume(self, line: _Line) -> None:
+        if line.timer is not None:
+            line.timer.cancel()
+            line.timer = None
+        for lane in [lane for lane in line.lanes if lane not in line.calling]:
+            if line.paused:
+                return  # refused again
+            self._call(line, lane)
+        if not line.held and line.behind:
+            self._read(line)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, FunctionsChanged) and event.function_id == ENQUEUE and event.available:
+            for line in self._lines.values():
+                if line.paused:
+                    self._resume(line)
+
+    # -- reading back -------------------------------------------------------------------------------------------------
+
+    def _read(self, line: _Line) -> None:
+        if line.reading or self._closed:
+            return
+        line.reading, line.missed = True, False
+
+        def look(items: Iterable[tuple[str, bytes]]) -> tuple[list[Row], bool]:
+            rows: list[Row] = []
+            size = 0
+            for key, text in items:
+                if len(rows) >= OUTBOX_PAGE or size >= OUTBOX_PAGE_BYTES:
+                    return rows, True
+                fields = codec.members(text) or {}
+                rows.append(Row(line.queue, key, Json(fields["lane"]).decode(), fields["request"]))
+                size += len(text)
+            return rows, False
+
+        try:
+            self.store.scan(
+                line.queue, look, lambda result: self._have_read(line, result), by_key=True, after=line.last
+            )
+        except StoreError as error:
+            line.reading = False
+            self._pause(line, str(error))
+
+    def _have_read(self, line: _Line, result: Result[tuple[list[Row], bool]]) -> None:
+        line.reading = False
+        if self._closed:
+            return
+        if isinstance(result, Failed):
+            self._pause(line, str(result.error))
+            return
+        rows, more = result.value
+        line.behind = more or line.missed
+        for row in rows:
+            self._put(line, row)
+        if not line.held and line.behind:
+            self._read(line)
+
+    def statistics(self) -> OutboxStatistics:
+        """A frozen picture of the outbox."""
+        lines = self._lines.values()
+        return OutboxStatistics(
+            recorded=self._recorded,
+            held=sum(line.held for line in lines),
+            enqueued=self._enqueued,
+            refused=self._refused,
+            waiting=sum(line.paused for line in lines),
+        )
+
+
+def row_of(
+    number: int, watch: Watch, place: tuple[str, ...], event: bytes, traceparent: str | None, baggage: str | None
+) -> Row:
+    """The event of a change at `place` for one watch; `number` is its place in the order. A pure function."""
+    identity = str(uuid.uuid4())
+    request = {
+        "queue": watch.queue,
+        "function_id": watch.function_id,
+        "namespace": watch.namespace,
+        "messageReceiptId": identity,
+        "deduplication_key": identity,
+        "traceparent": traceparent,
+        "baggage": baggage,
+        "condition_function_id": watch.condition,
+    }
+    head, metadata = encode_value(request)[:-1], watch.metadata.or_null().raw
+    lane = encode_value([watch.namespace, watch.function_id, *place]).decode()
+    return Row(watch.queue, f"{number:0{_DIGITS}}", lane, b'%s,"metadata":%s,"data":%s}' % (head, metadata, event))
+
+
+def _count_and_last(items: Iterable[tuple[str, bytes]]) -> tuple[int, str]:
+    count, last = 0, ""
+    for key, _ in items:
+        count += 1
+        last = max(last, key)
+    return count, last
