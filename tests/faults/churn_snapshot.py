@@ -26,8 +26,9 @@ from iii_trio.modules.http.connections import ConnectionStatistics
 from iii_trio.modules.http.exchange import ExchangeStatistics
 from iii_trio.modules.introspection import TelemetryStatistics
 from iii_trio.modules.introspection.tasks import task_tree
+from iii_trio.modules.outbox import OutboxStatistics
 from iii_trio.modules.pubsub import PubSubStatistics
-from iii_trio.modules.queue.machine import QueueCounts
+from iii_trio.modules.queue import QueueCounts
 from iii_trio.modules.state import StateStatistics
 from iii_trio.stores import KeyValueStatistics, StoreStatistics, WaitingKeyValue
 from iii_trio.transport import Connection
@@ -44,7 +45,8 @@ COUNTERS: Final[Mapping[type, frozenset[str]]] = {
     PubSubStatistics: frozenset({"published"}),
     TelemetryStatistics: frozenset({"traces", "metrics", "logs", "others", "unread"}),
     QueueCounts: frozenset({"acknowledged", "failures"}),
-    StateStatistics: frozenset({"failed", "too_large"}),
+    StateStatistics: frozenset({"failed", "too_large", "expired"}),
+    OutboxStatistics: frozenset({"enqueued", "refused"}),
     KeyValueStatistics: frozenset({"reads", "writes"}),
     StoreStatistics: frozenset({"peak_pending", "answered", "refused", "groups", "largest_group", "failed_groups"}),
 }

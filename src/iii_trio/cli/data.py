@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import trio
@@ -15,22 +17,31 @@ from ..host.backups import BACKUP
 from ..host.plan import Overrides, Plan, make_plan
 from ..modules.configuration import EntryFiles
 from ..protocol.errors import StoreError
-from ..stores import Folder, export_jobs, export_values, read_manifest, restore_backup
+from ..stores import Folder, export_jobs, export_streams, export_values, read_manifest, restore_backup
 from .ask import Target, asks_engine, told_by
 from .failure import fail
 from .output import json_option, plural, show, show_json
 
 DEFAULT_FILE: Final = Path("config.yaml")
 SPACE: Final = "state"
+STREAM_SPACES: Final = "stream/"
 
-_config_option: Final = click.option(
+STORES: Final = {"state": "state", "streams": "stream", "queues": "queue"}
+"""Under which name the store of each kind of data stands in configuration and backups."""
+EXPORTS: Final[Mapping[str, Callable[[Path], Iterator[dict[str, Any]]]]] = {
+    "state": partial(export_values, space=SPACE),
+    "streams": partial(export_streams, prefix=STREAM_SPACES),
+    "queues": export_jobs,
+}
+
+config_option: Final = click.option(
     "-c",
     "--config",
     "path",
     type=click.Path(path_type=Path),
     help="The configuration file (default: config.yaml, if any).",
 )
-_data_dir_option: Final = click.option(
+data_dir_option: Final = click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Directory of the stores (default ./data)."
 )
 
@@ -54,8 +65,8 @@ def backup(name: str | None, as_json: bool, target: Target) -> None:
 
 @click.command(short_help="Put a backup back; the engine must not run.")
 @click.argument("directory", type=click.Path(path_type=Path))
-@_config_option
-@_data_dir_option
+@config_option
+@data_dir_option
 def restore(directory: Path, path: Path | None, data_dir: Path | None) -> None:
     """Put the backup in DIRECTORY in the place of the stores that the configuration names, and of its stored entries.
 
@@ -63,7 +74,7 @@ def restore(directory: Path, path: Path | None, data_dir: Path | None) -> None:
     place is moved into a directory beside it, not deleted. Messages that were waiting when the backup was made are
     delivered again once the engine runs.
     """
-    plan, entries = _plan(path, data_dir)
+    plan, entries = planned(path, data_dir)
     aside = datetime.now(UTC).strftime("replaced-%Y-%m-%dT%H-%M-%SZ")
     folders = {}
     try:
@@ -90,23 +101,22 @@ def restore(directory: Path, path: Path | None, data_dir: Path | None) -> None:
 
 
 @click.command(short_help="Print what is kept as JSON lines.")
-@click.argument("what", type=click.Choice(["state", "queues"]))
+@click.argument("what", type=click.Choice(["state", "streams", "queues"]))
 @click.option(
     "--backup", "source", type=click.Path(path_type=Path), help="Read this backup, not the stores themselves."
 )
-@_config_option
-@_data_dir_option
+@config_option
+@data_dir_option
 def export(what: str, source: Path | None, path: Path | None, data_dir: Path | None) -> None:
-    """Print every state value, or every waiting message and dead letter, one JSON object a line.
+    """Print every state value, every item of a stream, or every waiting message and dead letter, one JSON object a line.
 
     Reads the files themselves, all of one moment, whether an engine runs or not.
     """
-    store = "state" if what == "state" else "queue"
     try:
-        file = _store_file(path, data_dir, store) if source is None else _backup_file(source, store)
+        file = _store_file(path, data_dir, STORES[what]) if source is None else _backup_file(source, STORES[what])
         if file is None:
-            fail(f"The configuration keeps {what} in memory, so there is no file to read.")
-        for row in export_values(file, SPACE) if what == "state" else export_jobs(file):
+            fail(f"The configuration keeps {what} in memory or at another engine, so there is no file to read.")
+        for row in EXPORTS[what](file):
             click.echo(json.dumps(row, ensure_ascii=True, separators=(",", ":")))
     except StoreError as error:
         fail(str(error))
@@ -120,13 +130,13 @@ def _backup_file(directory: Path, store: str) -> Path:
 
 
 def _store_file(path: Path | None, data_dir: Path | None, store: str) -> Path | None:
-    plan, entries = _plan(path, data_dir)
+    plan, entries = planned(path, data_dir)
     if entries is not None:
         trio.run(take_stored, plan, entries)
     return plan.store_files().get(store)
 
 
-def _plan(path: Path | None, data_dir: Path | None) -> tuple[Plan, EntryFiles | None]:
+def planned(path: Path | None, data_dir: Path | None) -> tuple[Plan, EntryFiles | None]:
     """What an engine started with these options runs, and where it keeps its entries."""
     if path is None and DEFAULT_FILE.exists():
         path = DEFAULT_FILE

@@ -32,6 +32,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "backup": "data:backup",
         "restore": "data:restore",
         "export": "data:export",
+        "import": "imports:import_data",
     },
     "The command itself": {
         "completion": "complete:completion",

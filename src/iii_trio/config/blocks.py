@@ -30,7 +30,9 @@ LOOPBACK: Final = "localhost"
 _IN_MEMORY: Final = "in_memory"
 _FILE_BASED: Final = "file_based"
 _STORES: Final = (_IN_MEMORY, _FILE_BASED)
-_NOT_YET: Final = ("redis", "rabbitmq", "bridge")
+_BRIDGE: Final = "bridge"
+_BRIDGE_URL: Final = "ws://localhost:49134"
+_NOT_YET: Final = ("redis", "rabbitmq", _BRIDGE)
 _DURABLE_AT_ONCE: Final = "every write is on disk before it is acknowledged"
 _NO_POLLING: Final = "queues wake at once instead of polling"
 _MAX_U32: Final = 2**32 - 1
@@ -119,6 +121,9 @@ class MiddlewareSettings:
     function_id: str = setting(tier="live", nonempty=True, doc="The function to call.")
     phase: str = setting("preHandler", tier="live", doc="When it runs; only preHandler exists.")
     priority: int = setting(0, tier="live", doc="Lower runs first.")
+    timeout_ms: int | None = setting(
+        None, tier="live", unit="ms", ge=1, doc="Time it may take; absent means `middleware_timeout`."
+    )
 
 
 def _by_priority(middleware: tuple[MiddlewareSettings, ...]) -> tuple[MiddlewareSettings, ...]:
@@ -141,11 +146,28 @@ class HttpSettings:
     middleware: tuple[MiddlewareSettings, ...] = setting(
         (), tier="live", converter=_by_priority, doc="Functions every request passes, in order of priority."
     )
+    middleware_timeout: int | None = setting(
+        None,
+        tier="live",
+        unit="ms",
+        ge=1,
+        doc="Time each middleware and each condition may take; absent means `default_timeout`.",
+    )
+    null_result_timeout: int = setting(
+        5_000,
+        tier="live",
+        unit="ms",
+        ge=0,
+        doc="Time in which a handler that returned nothing must begin to write its response; then it is a 204.",
+    )
     body_limit: int = setting(
         16 * 1024 * 1024, tier="live", unit="bytes", ge=1, doc="Largest request body; a larger one is answered 413."
     )
     concurrency_queue_limit: int = setting(
         1024, tier="live", ge=0, doc="Requests that wait for their turn; more than these are answered 503."
+    )
+    expose_errors: bool = setting(
+        True, tier="live", doc="Tell clients what a failed function said; without, 500s carry an id of the log's only."
     )
     stream_idle_timeout: int = setting(
         3_600_000, tier="live", unit="ms", ge=1, doc="Longest silence in a response that streams; then it is cut off."
@@ -172,6 +194,7 @@ class HttpSettings:
     tls: TlsSettings | None = setting(
         None, tier="restart", filled=True, doc="Certificate and key; with them the port speaks TLS only."
     )
+    http2: bool = setting(True, tier="restart", doc="Whether clients may speak HTTP/2, which they agree on under TLS.")
 
 
 # State and stream
@@ -198,18 +221,55 @@ class _StoreAdapter:
     config: StoreSettings
 
     def directory(self, default: Path) -> Path | None:
-        """Where the data lives: the directory in the settings, else `default`; None if memory was asked for."""
-        if (self.config.store_method or self.name) == _IN_MEMORY:
+        """Where the data lives: the directory in the settings, else `default`; None if not in files of this engine."""
+        if self.name == _BRIDGE or (self.config.store_method or self.name) == _IN_MEMORY:
             return None
         return default if self.config.file_path is None else Path(self.config.file_path)
 
 
 @frozen(kw_only=True)
-class StateAdapter(_StoreAdapter):
+class BridgedSettings(StoreSettings):
+    """Where a store is, this engine's own or another engine's."""
+
+    bridge_url: str | None = setting(
+        None,
+        tier="restart",
+        nonempty=True,
+        doc="Worker port of the engine that keeps the data, for `bridge`; absent means ws://localhost:49134.",
+    )
+    token: str | None = setting(
+        None,
+        tier="restart",
+        nonempty=True,
+        filled=True,
+        doc="Secret that that engine wants, for `bridge`.",
+    )
+
+
+class _BridgedAdapter(_StoreAdapter):
+    """What adapters over a store, here or at another engine, have in common."""
+
+    __slots__ = ()
+    config: BridgedSettings
+
+    @property
+    def bridge(self) -> tuple[str, str | None] | None:
+        """URL and token of the engine that keeps the data; None if this one does."""
+        return (self.config.bridge_url or _BRIDGE_URL, self.config.token) if self.name == _BRIDGE else None
+
+    def refusals(self, _: str) -> Iterator[tuple[tuple[str, ...], str]]:
+        """What says where another engine is means nothing to a store of this one."""
+        for key in ("bridge_url", "token"):
+            if self.name != _BRIDGE and getattr(self.config, key) is not None:
+                yield ("config", key), f"the adapter '{self.name}' has no '{key}'; it belongs to the adapter 'bridge'"
+
+
+@frozen(kw_only=True)
+class StateAdapter(_BridgedAdapter):
     """What state is kept in."""
 
-    name: str = _adapter("kv", more=("builtin", *_STORES))
-    config: StoreSettings = setting(StoreSettings(), tier="restart", doc="Settings of the store.")
+    name: str = _adapter("kv", more=("builtin", *_STORES, _BRIDGE))
+    config: BridgedSettings = setting(BridgedSettings(), tier="restart", doc="Settings of the store.")
 
 
 @frozen(kw_only=True)
@@ -223,17 +283,17 @@ class StateSettings:
 
 
 @frozen(kw_only=True)
-class StreamStoreSettings(StoreSettings):
+class StreamStoreSettings(BridgedSettings):
     """Where streams keep their data, and how far a subscriber may fall behind."""
 
     channel_size: int = setting(256, tier="restart", ge=1, doc="Events buffered for one subscriber.")
 
 
 @frozen(kw_only=True)
-class StreamAdapter(_StoreAdapter):
+class StreamAdapter(_BridgedAdapter):
     """What streams are kept in."""
 
-    name: str = _adapter("kv", more=("builtin", *_STORES))
+    name: str = _adapter("kv", more=("builtin", *_STORES, _BRIDGE))
     config: StreamStoreSettings = setting(StreamStoreSettings(), tier="restart", doc="Settings of the store.")
 
 
@@ -251,6 +311,9 @@ class StreamSettings:
     )
     max_value_bytes: int | None = setting(None, tier="live", unit="bytes", ge=1, doc="Largest value that is stored.")
     adapter: StreamAdapter = setting(StreamAdapter(), tier="rebind", doc="What streams are kept in.")
+    tls: TlsSettings | None = setting(
+        None, tier="restart", filled=True, doc="Certificate and key; with them the port speaks TLS only."
+    )
 
 
 # Queue

@@ -2,8 +2,9 @@
 
 A module hands over (binding, payload, lane) and goes on; no task is made. Each lane runs one delivery at a time, in the
 order in which it was given them; a delivery without a lane is its own. At most `limit` deliveries of a module run at
-once; at most `waiting` wait, and what comes on top is dropped and counted. A binding that is gone delivers nothing more:
-what waits for it ends unsent, unless the same trigger was registered again under its id, which takes it over.
+once; at most `waiting` wait, and what comes on top is dropped and counted. One binding has at most half of either, so
+that one whose handler hangs holds up nobody else. A binding that is gone delivers nothing more: what waits for it ends
+unsent, unless the same trigger was registered again under its id, which takes it over.
 """
 
 import logging
@@ -53,6 +54,15 @@ class Delivery:
     on_delivered: OnDelivered | None
 
 
+@define(eq=False)
+class _Share:
+    """What one binding has of the whole: deliveries `running` and `waiting`, and lanes `held` until one has ended."""
+
+    running: int = 0
+    waiting: int = 0
+    held: deque[Hashable] = field(factory=deque)
+
+
 @frozen
 class FiringStatistics:
     """Deliveries now `running` and `waiting`; ended so far as `handled`, `skipped`, `failed`, `dropped`, `unbound`."""
@@ -77,6 +87,7 @@ class Firing:
     handler_timeout_s: float = DELIVERY_S
     _lanes: dict[Hashable, deque[Delivery]] = field(factory=dict, init=False)
     _ready: deque[Hashable] = field(factory=deque, init=False)
+    _shares: dict[str, _Share] = field(factory=dict, init=False)
     _running: int = field(default=0, init=False)
     _waiting: int = field(default=0, init=False)
     _counts: dict[Delivered, int] = field(factory=lambda: dict.fromkeys(Delivered, 0), init=False)
@@ -107,9 +118,13 @@ class Firing:
             baggage,
             on_delivered,
         )
-        if self._waiting >= self.max_waiting:
+        share = self._shares.get(binding.id)
+        if self._waiting >= self.max_waiting or (share is not None and share.waiting >= max(self.max_waiting // 2, 1)):
             self._end(delivery, Delivered.DROPPED, None)
             return
+        if share is None:
+            share = self._shares[binding.id] = _Share()
+        share.waiting += 1
         queue = self._lanes.get(delivery.lane)
         if queue is None:
             self._lanes[delivery.lane] = deque((delivery,))
@@ -125,7 +140,14 @@ class Firing:
         self._starting = True
         try:
             while self._ready and self._running < self.limit:
-                delivery = self._lanes[self._ready.popleft()][0]
+                lane = self._ready.popleft()
+                delivery = self._lanes[lane][0]
+                share = self._shares[delivery.binding.id]
+                if share.running >= max(self.limit // 2, 1):
+                    share.held.append(lane)
+                    continue
+                share.waiting -= 1
+                share.running += 1
                 self._waiting -= 1
                 self._running += 1
                 self._start(delivery)
@@ -192,6 +214,12 @@ class Firing:
 
     def _done(self, delivery: Delivery, how: Delivered, outcome: Outcome | None) -> None:
         self._running -= 1
+        share = self._shares[delivery.binding.id]
+        share.running -= 1
+        if share.held:
+            self._ready.append(share.held.popleft())
+        elif not share.running and not share.waiting:
+            del self._shares[delivery.binding.id]
         queue = self._lanes[delivery.lane]
         queue.popleft()
         if queue:

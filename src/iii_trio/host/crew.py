@@ -10,8 +10,9 @@ from typing import Any, Final
 import trio
 from attrs import define, evolve, field
 
-from ..config import LOOPBACK, Live
+from ..config import LOOPBACK, Live, StateAdapter, StreamAdapter
 from ..engine import Engine
+from ..modules.bridge import Bridge
 from ..modules.http import HttpModule, check_settings
 from ..modules.http_functions import HttpFunctionsModule
 from ..modules.pubsub import PubSubModule
@@ -22,6 +23,8 @@ from ..protocol.errors import IIIError
 from .access import server_context
 from .admin import AdminModule
 from .adopt import Adopted, Adoption, Hands
+from .bridges import Bridges
+from .definitions import QueueEntry
 from .plan import Block, file_in
 from .stores import Stores
 from .supervise import Module, Supervised
@@ -46,6 +49,7 @@ class Crew:
     ending_s: float
     picture: Callable[[], object]
     modules: dict[str, Supervised] = field(factory=dict)
+    bridges: Bridges = field(factory=Bridges, init=False)
 
     async def start(self, block: Block) -> None:
         """Start the worker of a block. Raises `StartError`, `StoreError` or `ConfigError`, with nothing left behind."""
@@ -79,13 +83,35 @@ class Crew:
 
     async def stop(self, name: str) -> None:
         """End a worker for good: its functions and trigger types go, bindings on them are parked."""
+        await self._end(name)
+        adopted = self.adoption.get(name)
+        if adopted is not None:
+            await self.adoption.withdraw(adopted)
+        await self._end_bridges()
+
+    async def _end(self, name: str) -> None:
         supervised = self.modules.pop(name)
         supervised.stop()
         await supervised.ended.wait()
         self.core.modules.pop(name, None)
-        adopted = self.adoption.get(name)
-        if adopted is not None:
-            await self.adoption.withdraw(adopted)
+
+    async def remote(self, adapter: StateAdapter | StreamAdapter) -> Bridge | None:
+        """The link to the engine that an adapter names; None if it names none. Raises `ConfigError`."""
+        if adapter.bridge is None:
+            return None
+        name, bridge = self.bridges.get(*adapter.bridge)
+        if name not in self.modules:
+            await self.supervise(
+                name, lambda: bridge
+            )  # one object for all its lives: who holds it finds the present one
+        return bridge
+
+    async def _end_bridges(self) -> None:
+        """End links that nobody holds any more."""
+        workers = [self.modules[name].module for name in ("state", "stream") if name in self.modules]
+        held = [worker.remote for worker in workers if isinstance(worker, StateModule | StreamModule)]
+        for name in self.bridges.drop(lambda bridge: bridge not in held):
+            await self._end(name)
 
     @property
     def http(self) -> HttpModule | None:
@@ -119,6 +145,8 @@ class Crew:
         except BaseException:
             adopted.live.set(before)
             raise
+        finally:
+            await self._end_bridges()
         return self._bound(adopted, settings)
 
     def _bound(self, adopted: Adopted, settings: Any) -> Any:
@@ -134,7 +162,7 @@ class Crew:
 
     async def _rebind_stream(self, adopted: Adopted, settings: Any) -> Any:
         stream = self.stream
-        if stream is None or settings.adapter != adopted.declared.adapter:
+        if stream is None or settings.adapter != adopted.declared.adapter or settings.tls != adopted.declared.tls:
             return await self._restart(adopted, settings)
         await stream.rebind(settings)
         return self._bound(adopted, settings)
@@ -156,19 +184,21 @@ def _is_loopback(host: str) -> bool:
 async def _make_state(crew: Crew, live: Live[Any], settings: Any) -> Make:
     directory = settings.adapter.directory(crew.data_dir / "state")
     store = await crew.stores.open("state", None if directory is None else file_in(directory))
-    return partial(StateModule, live, store.key_value("state"))
+    return partial(StateModule, live, store.key_value("state"), await crew.remote(settings.adapter))
 
 
 async def _make_stream(crew: Crew, live: Live[Any], settings: Any) -> Make:
     directory = settings.adapter.directory(crew.data_dir / "stream")
     store = await crew.stores.open("stream", None if directory is None else file_in(directory))
-    return partial(StreamModule, live, store)
+    tls = None if settings.tls is None else server_context(settings.tls)
+    return partial(StreamModule, live, store, remote=await crew.remote(settings.adapter), tls=tls)
 
 
 async def _make_queue(crew: Crew, live: Live[Any], settings: Any) -> Make:
     directory = settings.adapter.directory(crew.data_dir / "queue")
     store = await crew.stores.open("queue", None if directory is None else file_in(directory))
-    return partial(QueueModule, live, store.job_log())
+    keeper = None if crew.adoption.registry.files is None else QueueEntry(crew.adoption)
+    return partial(QueueModule, live, store.job_log(), keeper)
 
 
 async def _make_http(crew: Crew, live: Live[Any], settings: Any) -> Make:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from attrs import define, evolve, field, frozen
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 NOT_HERE: Final = ("cron", "observability", "telemetry", "exec", "bridge")
 """Workers that a configuration may list and that this release does not have."""
+
+THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})
 
 
 @frozen(kw_only=True)
@@ -145,7 +148,22 @@ def make_plan(config: EngineConfig, overrides: Overrides) -> Plan:
         elif entry.name in NOT_HERE and entry.listed_as is not None:
             where = f"{config.source}:{entry.line}: " if config.source is not None else ""
             plan.notes.append(f"{where}'{entry.listed_as}' is not part of this release and does not run")
+    _refuse_own_port(plan)
     return plan
+
+
+def _refuse_own_port(plan: Plan) -> None:
+    """An engine that bridged to itself would ask itself for ever."""
+    for name, settings in (("state", plan.state), ("stream", plan.stream)):
+        bridge = None if settings is None else settings.adapter.bridge
+        if bridge is None:
+            continue
+        parts = urlsplit(bridge[0])
+        host, port = (parts.hostname or "").lower(), parts.port or {"wss": 443}.get(parts.scheme, 80)
+        if host in THIS_MACHINE and any(port == listener.port for listener in plan.listeners):
+            text = f"{bridge[0]} is this engine's own worker port; name the engine that keeps the data"
+            entry = plan.blocks[name].entry
+            raise ConfigError(f"failed to create worker '{entry.label}'", [Problem(text, "adapter.config.bridge_url")])
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -27,6 +27,10 @@ class BindingIndex(Generic[P]):
         found = self._bindings.get(place)
         return () if found is None else tuple(found.items())
 
+    def place_of(self, binding: Binding) -> P | None:
+        """Where a binding waits; None if it is not here."""
+        return self._places.get(binding)
+
     def bind(self, binding: Binding) -> None:
         """See `Provider.bind`."""
         self._put(binding, *self.read(binding))

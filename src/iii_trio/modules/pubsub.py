@@ -1,7 +1,8 @@
 """Publish and subscribe: `publish` and the trigger type `subscribe` (spec/pubsub-cron-config-cli.md §1).
 
 A message goes once to every live subscription of its topic, as it was published and with the subscription's metadata,
-and is kept nowhere: who subscribes later does not get it, and a handler that fails is not called again.
+and is kept nowhere: who subscribes later does not get it, and a handler that fails is not called again. What handlers do
+not keep up with waits in bounded numbers (`engine/firing.py`); what comes on top is dropped, counted and logged.
 """
 
 from functools import partial
@@ -11,12 +12,12 @@ import trio
 from attrs import define, field, frozen
 
 from ..config import Live, PubSubSettings
-from ..engine import NOTHING, Binding, Call, Engine, Firing, Outcome, open_local
+from ..engine import NOTHING, Call, Engine, Firing, Outcome, open_local
 from ..engine.firing import FiringStatistics
 from ..protocol import Json
 from ..protocol.errors import WireError
-from .bindings import BindingIndex
-from .inputs import call_fields, config_fields, object_schema
+from .inputs import call_fields, object_schema
+from .topics import EXACT, WILDCARD, Topics
 
 TOPIC_NOT_SET: Final = "topic_not_set"
 
@@ -31,7 +32,13 @@ PUBLISH_FORMAT: Final = object_schema(
 SUBSCRIBE_FORMAT: Final = object_schema(
     "SubscribeTriggerConfig",
     {
-        "topic": {"type": "string", "minLength": 1, "description": "The topic to listen to."},
+        "topic": {"type": "string", "minLength": 1, "description": "The topic, or pattern of topics, to listen to."},
+        "match": {
+            "type": ["string", "null"],
+            "enum": [EXACT, WILDCARD, None],
+            "description": "wildcard takes `*` in the topic for any one segment between dots, and `**` at its end for "
+            "one or more; exact, the default, takes the topic as it is.",
+        },
         "condition_function_id": {
             "type": ["string", "null"],
             "description": "Called with the message first; if it answers false, the handler is not called.",
@@ -41,23 +48,18 @@ SUBSCRIBE_FORMAT: Final = object_schema(
 )
 
 
-def read_config(binding: Binding) -> tuple[str, str | None]:
-    """Topic and condition of a `subscribe` binding; raises `TriggerRejected` if the topic is missing, no string or empty."""
-    fields = config_fields(binding)
-    topic = fields.text("topic")
-    if not topic:
-        raise fields.refuse("field `topic` is empty: name the topic to subscribe to")
-    return topic, fields.function_id("condition_function_id")
-
-
 @frozen
 class PubSubStatistics:
     """What pub/sub has done and holds."""
 
     published: int
     """Messages accepted, those without a subscriber included."""
+    unheard: int
+    """Those of them without a subscriber."""
     topics: int
     """Topics with at least one subscription."""
+    patterns: int
+    """Patterns with at least one subscription."""
     subscriptions: int
     firing: FiringStatistics | None
     """Deliveries since the module was started last; None when it does not run."""
@@ -68,9 +70,10 @@ class PubSubModule:
     """The module. `settings` names the adapter; `local`, within this engine, is the one there is."""
 
     settings: Live[PubSubSettings]
-    _subscriptions: BindingIndex[str] = field(factory=lambda: BindingIndex(read_config), init=False)
+    _subscriptions: Topics = field(factory=Topics, init=False)
     _firing: Firing | None = field(default=None, init=False)
     _published: int = field(default=0, init=False)
+    _unheard: int = field(default=0, init=False)
 
     async def run(self, core: Engine, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `task_status` is told once the function and the trigger type are there."""
@@ -101,7 +104,9 @@ class PubSubModule:
         if not topic:
             raise WireError("Topic is not set", TOPIC_NOT_SET)
         self._published += 1
-        for binding, condition in self._subscriptions.at(topic):
+        subscriptions = self._subscriptions.at(topic)
+        self._unheard += not subscriptions
+        for binding, condition in subscriptions:
             firing.fire(binding, message, condition=condition, traceparent=call.traceparent, baggage=call.baggage)
         return NOTHING
 
@@ -109,7 +114,9 @@ class PubSubModule:
         """A frozen picture of topics, subscriptions and deliveries."""
         return PubSubStatistics(
             published=self._published,
-            topics=self._subscriptions.places,
+            unheard=self._unheard,
+            topics=self._subscriptions.topics,
+            patterns=self._subscriptions.patterns,
             subscriptions=len(self._subscriptions),
             firing=None if self._firing is None else self._firing.statistics(),
         )

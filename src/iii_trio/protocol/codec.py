@@ -7,6 +7,7 @@ sloppy (spec/protocol.md §3.1, §20.1) and strict where a frame, passed on, cou
 deeper than 128 levels, lone surrogates and endless numbers are decode errors here, not there (`scan.py`).
 """
 
+import functools
 import re
 import types
 import uuid
@@ -18,7 +19,7 @@ import msgspec
 
 from . import messages
 from .errors import ProtocolError, WireError
-from .json import ABSENT, Json
+from .json import Json
 from .limits import MAX_DEPTH
 from .messages import Action, ErrorBody, Message
 from .scan import MAX_DIGITS, deeper_than, has_endless_number, has_lone_surrogate
@@ -274,18 +275,27 @@ def error_body(raw: bytes) -> ErrorBody:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Json):
+    kind = type(value)
+    if kind is str or kind is dict:
+        return value
+    if kind is Json:
         return msgspec.Raw(value.raw)
-    if attrs.has(type(value)):
+    if _names(kind):
         return _fields(value)
     return value
 
 
+@functools.cache
+def _names(cls: type[Any]) -> tuple[str, ...]:
+    """The attributes of an attrs class, looked up once; none for any other class."""
+    return tuple(attribute.name for attribute in attrs.fields(cls)) if attrs.has(cls) else ()
+
+
 def _fields(value: Any) -> dict[str, Any]:
     return {
-        a.name: _plain(v)
-        for a in attrs.fields(type(value))
-        if (v := getattr(value, a.name)) is not None and v != ABSENT
+        name: _plain(v)
+        for name in _names(type(value))
+        if (v := getattr(value, name)) is not None and not (type(v) is Json and not v.raw)
     }
 
 

@@ -64,10 +64,18 @@ STORE_GROUP_OPS: Final = 1_000
 STORE_GROUP_BYTES: Final = 16 * MIB
 STORE_CALLBACKS: Final = 512
 STORE_WAL: Final = 64 * MIB
+DURABLE_TRIGGERS: Final = 10_000
+OUTBOX_EVENTS: Final = 1_000_000
+OUTBOX_PAGE: Final = 1_000
+OUTBOX_PAGE_BYTES: Final = 16 * MIB
+EXPIRED_KEYS: Final = 1_000
 QUEUE_SHELF: Final = 256 * MIB
 QUEUE_MESSAGES: Final = 10_000_000
+QUEUE_PAGE: Final = 4 * MIB
 QUEUE_ERROR_CHARS: Final = 4_096
 QUEUE_DLQ_PAGE: Final = 1_000
+QUEUE_NAME_CHARS: Final = 1_024
+QUEUE_BAGGAGE_CHARS: Final = 8_192
 LOG_RECORDS: Final = 10_000
 LOG_CHARS: Final = 16 * MIB
 LOG_MESSAGE_CHARS: Final = 32_768
@@ -75,6 +83,12 @@ CHILD_LINE_CHARS: Final = 16_384
 HTTP_BODY: Final = 16 * MIB
 HTTP_FORM: Final = 256 * KIB
 HTTP_WAITING: Final = 1_024
+HTTP2_STREAMS: Final = 100
+HTTP2_WINDOW: Final = 64 * KIB
+HTTP2_FRAME: Final = 16 * KIB
+HTTP2_OUTBOX: Final = 256 * KIB
+HTTP2_NUISANCE: Final = 1_000
+HTTP2_SETTINGS: Final = 100
 TELEMETRY_READ: Final = 256 * KIB
 HTTP_CALLS: Final = 4_096
 HTTP_HOST_RUNNING: Final = 100
@@ -94,6 +108,9 @@ STREAM_OUTBOX: Final = 256 * KIB
 STREAM_BACKLOG: Final = 256
 STREAM_BACKLOG_BYTES: Final = 1 * MIB
 STREAM_PROVIDER_CALLS: Final = 1_024
+BRIDGE_CALLS: Final = 10_000
+BRIDGE_WAITING: Final = 1_000
+BRIDGE_WAITING_BYTES: Final = 16 * MIB
 NAME_CHARS: Final = 280
 CONFIGURATION_ENTRIES: Final = 1_000
 CONFIGURATION_VALUE: Final = 1 * MIB
@@ -121,11 +138,13 @@ ACCEPT_PAUSE_S: Final = 1.0
 CHANNEL_UNATTACHED_S: Final = 300.0
 CHANNEL_STALL_S: Final = 3600.0
 CHANNEL_KEEPALIVE_S: Final = 60.0
+BRIDGE_CALL_S: Final = 30.0
+BRIDGE_PATIENCE_S: Final = 5.0
 HTTP_CALL_S: Final = 30.0
 HTTP_CONNECT_S: Final = 3.0
 HTTP_LOOKUP_S: Final = 5.0
 HTTP_IDLE_S: Final = 4.0
-HTTP_UNUSED_S: Final = 1.0
+HTTP_UNUSED_S: Final = 5.0
 HTTP_PATIENCE_S: Final = 5.0
 INVOCATION_S: Final = 3600.0
 DEADLINE_S: Final = 366 * 86_400.0
@@ -192,10 +211,18 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit("STORE_GROUP_BYTES", STORE_GROUP_BYTES, "bytes", "the next transaction", "answers keep flowing"),
     Limit("STORE_CALLBACKS", STORE_CALLBACKS, "callbacks", "other tasks get their turn", "fairness of the loop"),
     Limit("STORE_WAL", STORE_WAL, "bytes", "cut back at a checkpoint", "disk space after a burst"),
+    Limit("DURABLE_TRIGGERS", DURABLE_TRIGGERS, "triggers", "`trigger_registration_failed`", "they are looked at always"),
+    Limit("OUTBOX_EVENTS", OUTBOX_EVENTS, "events", "writes they are for are refused", "a queue that is gone for good"),
+    Limit("OUTBOX_PAGE", OUTBOX_PAGE, "events", "the rest is read back", "events of one queue held in memory"),
+    Limit("OUTBOX_PAGE_BYTES", OUTBOX_PAGE_BYTES, "bytes", "the rest is read back", "events of one queue held in memory"),
+    Limit("EXPIRED_KEYS", EXPIRED_KEYS, "keys", "the next transaction", "many keys whose time is up at once"),
     Limit("QUEUE_SHELF", QUEUE_SHELF, "bytes", "read back from the log", "payloads that wait"),
-    Limit("QUEUE_MESSAGES", QUEUE_MESSAGES, "messages", "refused", "about 100 bytes of memory for each that waits"),
+    Limit("QUEUE_MESSAGES", QUEUE_MESSAGES, "messages", "refused", "disk: they wait in the file, not in memory"),
+    Limit("QUEUE_PAGE", QUEUE_PAGE, "bytes", "read back one by one", "payloads read ahead of their deliveries at once"),
     Limit("QUEUE_ERROR_CHARS", QUEUE_ERROR_CHARS, "characters", "cut", "a handler's error kept with the message"),
     Limit("QUEUE_DLQ_PAGE", QUEUE_DLQ_PAGE, "dead letters", "the next page", "one answer's size"),
+    Limit("QUEUE_NAME_CHARS", QUEUE_NAME_CHARS, "characters", "refused", "they are in memory"),
+    Limit("QUEUE_BAGGAGE_CHARS", QUEUE_BAGGAGE_CHARS, "characters", "left out", "what W3C asks for; kept per message"),
     Limit("LOG_RECORDS", LOG_RECORDS, "records", "dropped and counted", "a blocked stdout stops nothing"),
     Limit("LOG_CHARS", LOG_CHARS, "characters", "dropped and counted", "a blocked stdout stops nothing"),
     Limit("LOG_MESSAGE_CHARS", LOG_MESSAGE_CHARS, "characters", "cut", "one message does not fill the log"),
@@ -221,6 +248,12 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit("TELEMETRY_READ", TELEMETRY_READ, "bytes", "counted, not read", "a frame of metrics is read on the loop"),
     Limit("HTTP_FORM", HTTP_FORM, "bytes", "not parsed", "a form travels inside the call, files in base64"),
     Limit("HTTP_WAITING", HTTP_WAITING, "requests", "503", "bursts", "http.concurrency_queue_limit"),
+    Limit("HTTP2_STREAMS", HTTP2_STREAMS, "requests", "refused, to be asked again", "at once on one connection"),
+    Limit("HTTP2_WINDOW", HTTP2_WINDOW, "bytes", "the client waits", "what of one upload nobody has read yet"),
+    Limit("HTTP2_FRAME", HTTP2_FRAME, "bytes", "GOAWAY", "a frame is held until it is whole"),
+    Limit("HTTP2_OUTBOX", HTTP2_OUTBOX, "bytes", "its streams wait", "what one connection still has to send"),
+    Limit("HTTP2_NUISANCE", HTTP2_NUISANCE, "points", "GOAWAY", "frames that carry nothing; 100 come back in a second"),
+    Limit("HTTP2_SETTINGS", HTTP2_SETTINGS, "frames", "GOAWAY", "settings of one connection are kept"),
     Limit("HTTP_BODY", HTTP_BODY, "bytes", "413", "a request body is held in memory", "http.body_limit"),
     Limit("HTTP_CALLS", HTTP_CALLS, "calls", "`worker_overloaded`", "HTTP-invoked functions, all hosts together"),
     Limit("HTTP_HOST_RUNNING", HTTP_HOST_RUNNING, "calls", "the rest waits", "connections to one host"),
@@ -253,6 +286,11 @@ TABLE: Final[tuple[Limit, ...]] = (
         "events of any size",
     ),
     Limit("STREAM_PROVIDER_CALLS", STREAM_PROVIDER_CALLS, "calls", "refused", "providers that call themselves"),
+    Limit("BRIDGE_CALLS", BRIDGE_CALLS, "requests", "refused", "requests that another engine has not answered"),
+    Limit("BRIDGE_WAITING", BRIDGE_WAITING, "requests", "refused", "requests while another engine is away"),
+    Limit("BRIDGE_WAITING_BYTES", BRIDGE_WAITING_BYTES, "bytes", "refused", "requests while another engine is away"),
+    Limit("BRIDGE_CALL_S", BRIDGE_CALL_S, "s", "an error", "an engine that does not answer"),
+    Limit("BRIDGE_PATIENCE_S", BRIDGE_PATIENCE_S, "s", "requests fail at once", "another engine that restarts"),
     Limit("HANDSHAKE_S", HANDSHAKE_S, "s", "closed", "half a request head", "worker-manager.handshake_timeout_ms"),
     Limit("PING_AFTER_S", PING_AFTER_S, "s", "ping", "dead peers are found"),
     Limit("DEAD_AFTER_S", DEAD_AFTER_S, "s", "ended", "CPU-bound workers are given a minute"),
@@ -272,7 +310,7 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit("HTTP_CALL_S", HTTP_CALL_S, "s", "`http_request_failed`", "an endpoint that hangs", "invocation.timeout_ms"),
     Limit("HTTP_CONNECT_S", HTTP_CONNECT_S, "s", "the host's next address", "an address nobody answers at"),
     Limit("HTTP_LOOKUP_S", HTTP_LOOKUP_S, "s", "left to the calls", "a resolver that hangs while functions register"),
-    Limit("HTTP_UNUSED_S", HTTP_UNUSED_S, "s", "204", "a handler that returned nothing may come to write"),
+    Limit("HTTP_UNUSED_S", HTTP_UNUSED_S, "s", "204", "a response begun after its result", "http.null_result_timeout"),
     Limit("HTTP_PATIENCE_S", HTTP_PATIENCE_S, "s", "cut off", "a stream whose writer or handler has failed"),
     Limit("HTTP_IDLE_S", HTTP_IDLE_S, "s", "closed", "less than the 5 s after which servers hang up"),
     Limit("INVOCATION_S", INVOCATION_S, "s", "`TIMEOUT`", "every call ends", "default_invocation_timeout_ms"),

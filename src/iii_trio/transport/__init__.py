@@ -3,7 +3,7 @@
 Engine and SDK alike use `accept` or `connect` and then a `Connection`; nothing above this room sees a frame.
 """
 
-from iii_trio.transport.connection import Closed, Connection, ConnectionStatistics, one_batch
+from iii_trio.transport.connection import Closed, Connection, ConnectionStatistics, after_batch, one_batch
 from iii_trio.transport.frames import CloseCode, Framing, Oversize
 from iii_trio.transport.handshake import HandshakeError, Refusal, Request, accept, connect
 from iii_trio.transport.outbox import Outbox, OutboxStatistics
@@ -23,6 +23,7 @@ __all__ = [
     "Request",
     "WaitingRoom",
     "accept",
+    "after_batch",
     "connect",
     "one_batch",
 ]

@@ -85,10 +85,18 @@ class ConnectionStatistics:
 
 @define(eq=False)
 class _Turn:
-    """The dispatch under way in one Trio run, and the connections it has pushed to."""
+    """The dispatch under way in one Trio run, what is to follow it, and the connections it has pushed to."""
 
     active: bool = False
+    following: list[Callable[[], None]] = field(factory=list)
     pushed_to: "list[Connection]" = field(factory=list)
+
+    def follow(self) -> None:
+        """Do what was put off to the end of the batch."""
+        while self.following:
+            steps, self.following = self.following, []
+            for step in steps:
+                step()
 
 
 _turn: Final = trio.lowlevel.RunVar[_Turn]("iii_trio.transport.turn")
@@ -101,6 +109,18 @@ def _current_turn() -> _Turn:
         turn = _Turn()
         _turn.set(turn)
         return turn
+
+
+def after_batch(step: Callable[[], None]) -> bool:
+    """Have `step` called once everything in the batch under way has been dispatched, before what it caused is written.
+
+    It is called, too, when the batch fails; it must not wait, and may put off a further step. False, and nothing is
+    called, when no batch is under way.
+    """
+    turn = _current_turn()
+    if turn.active:
+        turn.following.append(step)
+    return turn.active
 
 
 @contextmanager
@@ -116,7 +136,10 @@ def one_batch() -> Iterator[None]:
         return
     turn.active = True
     try:
-        yield
+        try:
+            yield
+        finally:
+            turn.follow()
     finally:
         turn.active = False
         pushed_to, turn.pushed_to = turn.pushed_to, []
@@ -407,11 +430,14 @@ class Connection:
             return
         turn.active = True
         try:
-            if texts:
-                self._texts_in += len(texts)
-                on_batch(texts)
-            if framing.events:
-                self._deliver_events()
+            try:
+                if texts:
+                    self._texts_in += len(texts)
+                    on_batch(texts)
+                if framing.events:
+                    self._deliver_events()
+            finally:
+                turn.follow()
         except Exception as error:  # noqa: BLE001  one peer's frames must not end the others; `run` raises it later
             self._failure = error
             self._begin_end(CloseCode.INTERNAL_ERROR, "internal error", drop_queue=False)

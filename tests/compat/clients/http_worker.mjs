@@ -19,5 +19,3 @@ route('GET', 'node/download', 'download', async ({ response }) => {
   for (let i = 0; i < 20; i++) response.stream.write(Buffer.alloc(100_000, i))
   response.stream.end()
 })
-
-route('GET', 'node/empty', 'empty', async () => null)

@@ -56,6 +56,8 @@ def test_documented_defaults() -> None:
         "concurrency_queue_limit": 1024,
         "stream_idle_timeout": 3600000,
         "trust_proxy": False,
+        "null_result_timeout": 5_000,
+        "expose_errors": True,
         "request_id_header": "x-request-id",
         "ignore_trailing_slash": False,
         "access_log": False,
@@ -224,7 +226,7 @@ def test_old_adapter_classes(name: str, key: str, spelled: str, canonical: str) 
             "triggers_enabled: true\nadapter:\n  name: redis\n  config: {redis_url: 'redis://h'}",
             (
                 "c.yaml:6:15: adapter.name: the adapter 'redis' is not part of this release. "
-                "Available: [kv, builtin, in_memory, file_based]"
+                "Available: [kv, builtin, in_memory, file_based, bridge]"
             ),
         ),
         (
@@ -237,11 +239,16 @@ def test_old_adapter_classes(name: str, key: str, spelled: str, canonical: str) 
         ),
         (
             "iii-stream",
-            "adapter: {name: bridge}",
+            "adapter: {name: nats}",
             (
-                "c.yaml:4:23: adapter.name: the adapter 'bridge' is not part of this release. "
-                "Available: [kv, builtin, in_memory, file_based]"
+                "c.yaml:4:23: adapter.name: Adapter factory 'nats' not found. "
+                "Available: [kv, builtin, in_memory, file_based, bridge]"
             ),
+        ),
+        (
+            "iii-stream",
+            "adapter: {name: kv, config: {bridge_url: 'ws://h:1'}}",
+            "c.yaml:4:36: adapter.config.bridge_url: the adapter 'kv' has no 'bridge_url'; it belongs to the adapter 'bridge'",
         ),
         (
             "iii-pubsub",

@@ -337,6 +337,18 @@ async def test_a_handlers_error_is_500_with_an_id_that_is_in_the_log(
         assert "stack" not in str(errors)
 
 
+async def test_clients_need_not_be_told_what_a_failed_function_said(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    async with open_house(expose_errors=False) as house:
+        house.peer.register("f", lambda call, data: Outcome.failed(WireError("no table orders", "db::broken")))
+        house.route("/x")
+        reply = await house.ask("/x")
+        error = reply.json["error"]
+        assert (reply.status, error["code"], error["message"]) == (500, "INTERNAL_ERROR", "internal server error")
+        assert f"db::broken: no table orders (error_id {error['error_id']})" in caplog.text
+
+
 async def test_a_route_without_its_function_is_500(
     autojump_clock: MockClock,
 ) -> None:

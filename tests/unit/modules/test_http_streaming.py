@@ -193,6 +193,19 @@ async def test_a_writer_may_come_after_its_handler_has_returned_and_nobody_is_wa
             began = trio.current_time()
 
 
+async def test_a_head_that_a_result_overrules_is_told_of(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    async def handler(body: ChannelReader, response: ChannelWriter) -> Json:
+        await control(response, type="set_status", status_code=202)
+        return Json.of({"body": "value"})
+
+    async with open_house() as house:
+        streams(house, handler)
+        assert (await house.ask("/x")).status == 200
+        assert "they are dropped" in caplog.text
+
+
 async def test_a_silent_writer_is_504_at_the_deadline(autojump_clock: MockClock) -> None:
     story: list[str] = []
 

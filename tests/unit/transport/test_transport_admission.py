@@ -9,7 +9,17 @@ import pytest
 import trio
 import trio.testing
 
-from iii_trio.transport import Connection, Framing, HandshakeError, Refusal, Request, accept, connect, one_batch
+from iii_trio.transport import (
+    Connection,
+    Framing,
+    HandshakeError,
+    Refusal,
+    Request,
+    accept,
+    after_batch,
+    connect,
+    one_batch,
+)
 
 OFFER = "sec-websocket-protocol"
 
@@ -143,6 +153,30 @@ async def test_what_is_pushed_in_one_batch_is_written_when_it_ends() -> None:
         assert arrived(other) == b"", "outside a batch the writer's turn is next"
         await trio.testing.wait_all_tasks_blocked()
         assert arrived(other) == b"\x81\x05three"
+
+
+async def test_what_is_put_off_to_the_end_of_a_batch_leaves_with_it() -> None:
+    async with pair() as (connection, other):
+
+        def last() -> None:
+            assert after_batch(lambda: connection.push(b"very last") and None)
+            connection.push(b"last")
+
+        def fail() -> None:
+            with one_batch():
+                assert after_batch(last)
+                raise ValueError("broken")
+
+        assert not after_batch(last), "there is no batch"
+        with one_batch():
+            assert after_batch(last)
+            connection.push(b"first")
+            with one_batch():
+                pass
+        assert arrived(other) == b"\x81\x05first\x81\x04last\x81\x09very last"
+        with pytest.raises(ValueError, match="broken"):
+            fail()
+        assert arrived(other) == b"\x81\x04last\x81\x09very last", "also when the batch fails"
 
 
 async def test_a_batch_that_fails_has_said_what_it_said() -> None:

@@ -9,10 +9,8 @@ when nobody is there to hear it is cancelled at its executor.
 
 import logging
 import math
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from http import HTTPStatus
 from typing import Any, Final
 
 import trio
@@ -29,18 +27,17 @@ from ...protocol import ABSENT, Json, JsonError, cancellation, errors
 from ...protocol.errors import WireError
 from ...protocol.limits import DEADLINE_S
 from . import cors
-from .access_log import logged, refused
+from .access_log import logged
+from .answers import dressed, not_served, of_failure, of_result, shed, unavailable
 from .asgi import Below, BodyTooLarge, Incoming, Receive, Scope, Send, connection_of, finish, write
 from .decision import Answer, Event, ResponseDecision, Waiting
 from .forms import is_small_form, read_form
 from .messages import (
     BadRequest,
-    Headers,
     Request,
     Response,
     check_json,
     envelope,
-    from_result,
     handler_input,
     new_error_id,
     read_request,
@@ -50,17 +47,12 @@ from .messages import (
 )
 from .middleware import TIMED_OUT, middleware_input, read_verdict
 from .openapi import Document
-from .routes import Match, NotAllowed, Pattern, Route, Routes
+from .routes import Match, Pattern, Route, Routes
 from .slots import GONE, SHED, Slots
 from .streaming import GONE as CLIENT_GONE
 from .streaming import Channelled, Head, relay
 
 log = logging.getLogger(__name__)
-
-RETRY_AFTER_S: Final = 1
-RETRY: Final[Headers] = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
-OVERLOADED: Final = frozenset({errors.WORKER_OVERLOADED, errors.TOO_MANY_CALLS})
-"""Refusals by the engine itself that pass with time: 503 instead of 500."""
 
 
 @define(eq=False)
@@ -188,15 +180,14 @@ class Exchange:
             found = _fallback(request, settings.not_found_function)
         if not isinstance(found, Match):
             self._unmatched += 1
-            return _not_served(found)
+            return not_served(found)
         slot = await self._slots.take(incoming)
         if slot is GONE:
             self._answers[Answer.NONE] += 1
             return None
         if slot is SHED:
             self._shed += 1
-            text = "Too many requests are being handled; try again"
-            return envelope(503, errors.WORKER_OVERLOADED, text, headers=RETRY)
+            return shed()
         holds = True
         pending: Pending | None = None
         try:
@@ -499,9 +490,12 @@ class Exchange:
         assert decision.answer is not None
         self._answers[decision.answer] += 1
         pending.reason = REASONS.get(decision.answer)
+        name = decision.function_id
         match decision.answer:
             case Answer.RESULT:
-                return self._from_result(decision, route)
+                if pending.channels is not None and pending.channels.response.described:
+                    log.warning("%s: %s set a status or headers, and then returned a value: they are dropped", route, name)
+                return of_result(decision.outcome, name, route)
             case Answer.DESCRIBED | Answer.STREAM:
                 assert pending.channels is not None
                 described = pending.channels.response
@@ -510,7 +504,7 @@ class Exchange:
                 # nobody but the handler could have described a response, and it described none
                 return Response(204)
             case Answer.FAILED:
-                return self._failed(decision, route)
+                return of_failure(decision.outcome, name, route, expose=settings.expose_errors)
             case Answer.SKIPPED:
                 return skipped()
             case Answer.RESPONDED:
@@ -531,21 +525,6 @@ class Exchange:
                 return self._unavailable()
             case Answer.NONE:
                 return None
-
-    def _from_result(self, decision: ResponseDecision, route: Route) -> Response:
-        try:
-            return from_result(decision.outcome.result.decode())
-        except JsonError as error:
-            error_id = new_error_id()
-            log.error("%s: the result of %s: %s (error_id %s)", route, decision.function_id, error, error_id)
-            return envelope(500, "INTERNAL_ERROR", "internal server error", error_id=error_id)
-
-    def _failed(self, decision: ResponseDecision, route: Route) -> Response:
-        error, error_id = decision.outcome.exception(), new_error_id()
-        log.error("%s: %s failed: %s (error_id %s)", route, decision.function_id, error, error_id)
-        if error.code in OVERLOADED:
-            return envelope(503, error.code, error.message, error_id=error_id, headers=RETRY)
-        return envelope(500, error.code, error.message, error_id=error_id)
 
     def _draining(self) -> bool:
         return self.core.draining
@@ -576,37 +555,7 @@ REASONS: Final[Mapping[Answer, str]] = {
 """Why a handler that still runs is cancelled, by how its request has ended."""
 
 
-def dressed(response: Response, request: Request, settings: HttpSettings) -> Response:
-    """A response with what every response has: CORS headers, and the request's id."""
-    more: Headers = ()
-    if request.id:
-        more = ((settings.request_id_header.lower().encode("ascii"), request.id.encode("ascii")),)
-    return cors.decorate(response, settings.cors, request.origin, more)
-
-
-def refusal(status: int, text: str, settings: HttpSettings) -> Response:
-    """The answer to what is no HTTP (its `text` says why), and to a request that a bug has ended (500)."""
-    request = Request("-", "-", "", {}, id=secrets.token_hex(16) if settings.request_id_header else "")
-    if settings.access_log:
-        refused(status, text, request)
-    code = "INTERNAL_ERROR" if status == 500 else HTTPStatus(status).name
-    return dressed(envelope(status, code, text), request, settings)
-
-
-def unavailable() -> Response:
-    """The answer to every request while the engine drains, or the module is not up: 503, and the connection ends."""
-    text = "The engine is shutting down or starting; try again"
-    return envelope(503, errors.ENGINE_DRAINING, text, headers=RETRY, close=True)
-
-
 def _fallback(request: Request, function_id: str) -> Match:
     """What answers where no route does: `not_found_function`, in the default namespace."""
     binding = Binding(id="not_found_function", trigger_type="http", function_id=function_id, config=ABSENT)
     return Match(Route(method=request.method, pattern=Pattern(request.path, (), ()), binding=binding), {})
-
-
-def _not_served(found: NotAllowed | None) -> Response:
-    if found is None:
-        return envelope(404, "NOT_FOUND", "Not Found")
-    allow = ((b"allow", ",".join(found.methods).encode()),)
-    return envelope(405, "METHOD_NOT_ALLOWED", "Method Not Allowed", headers=allow)

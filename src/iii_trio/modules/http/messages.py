@@ -41,6 +41,7 @@ NOT_FORWARDED: Final = frozenset(
 )
 """Header fields a handler does not decide: they belong to the connection, and the server writes length and date."""
 
+_FIELDS: Final = frozenset({"status_code", "statusCode", "headers", "body"})
 _ID: Final = re.compile(r"[!-~]{1,128}")
 _ID_HEAD: Final = secrets.token_hex(8)
 _SERIALS: Final = count(secrets.randbits(32))
@@ -264,10 +265,11 @@ class Response:
 def from_result(result: Any) -> Response:
     """The response a handler's result describes (§11): `{"status_code"?, "headers"?, "body"?}`, all optional.
 
-    `statusCode` is taken for `status_code`. A result that is no object, or has no `body`, gives the body `{}`. A status
-    that cannot be sent, one below 200 included, becomes 200; header fields that cannot be sent are left out.
+    `statusCode` is taken for `status_code`; without a `body` it is `{}`. A result that has none of these keys is the
+    body itself. A status that cannot be sent, one below 200 included, becomes 200; header fields that cannot be sent
+    are left out.
     """
-    fields = result if isinstance(result, dict) else {}
+    fields = result if isinstance(result, dict) and not _FIELDS.isdisjoint(result) else {"body": result}
     headers = tuple(headers_of(fields.get("headers")))
     body = fields.get("body", {})
     given = any(name == b"content-type" for name, _ in headers)
@@ -289,8 +291,11 @@ def status_of(fields: Mapping[str, Any]) -> int:
     status = fields.get("status_code", fields.get("statusCode"))
     if status is None:
         return 200
-    if isinstance(status, int) and not isinstance(status, bool) and 200 <= status <= 999:
-        return status
+    number = int(status) if isinstance(status, float) and status.is_integer() else status
+    if isinstance(number, str) and number.isdecimal() and len(number) == 3:
+        number = int(number)
+    if isinstance(number, int) and not isinstance(number, bool) and 200 <= number <= 999:
+        return number
     log.warning("a handler returned the status %r, which cannot be sent: 200 is sent instead", status)
     return 200
 
@@ -317,8 +322,9 @@ def stream_headers(given: Mapping[str, str]) -> tuple[Headers, int | None]:
 def _pairs(given: Any) -> Iterator[tuple[str, str]]:
     if isinstance(given, dict):
         for name, value in given.items():
-            if isinstance(value, str):
-                yield name.strip(), value
+            for one in value if isinstance(value, list) else (value,):
+                if isinstance(one, str):
+                    yield name.strip(), one
     elif isinstance(given, list):
         for item in given:
             if isinstance(item, str) and ":" in item:

@@ -13,9 +13,10 @@ from ...engine.engine import Engine
 from ...engine.listener import bind
 from ...engine.local import open_local
 from ...protocol.errors import ConfigError
+from .answers import dressed, refusal, unavailable
 from .asgi import Incoming, Receive, Scope, Send, write
 from .connections import STOP_GRACE_S, Connections, ConnectionStatistics
-from .exchange import Exchange, ExchangeStatistics, dressed, refusal, unavailable
+from .exchange import Exchange, ExchangeStatistics
 from .http1_messages import Fields
 from .http2 import PROTOCOLS
 from .messages import is_header_name, read_request

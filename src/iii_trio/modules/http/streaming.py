@@ -127,6 +127,11 @@ class ResponseChannel:
         self.channel.attach_reader(self)
 
     @property
+    def described(self) -> bool:
+        """Whether control messages have set anything."""
+        return self.status is not None or bool(self.fields)
+
+    @property
     def expected(self) -> bool:
         """Whether somebody has come to write."""
         return self.channel.writer is not EndState.FREE

@@ -1,4 +1,4 @@
-"""The functions `stream::*` over the spaces of a store, or over a worker that keeps a stream's data (§3, §4).
+"""The functions `stream::*` over the spaces of a store, a worker that keeps a stream's data, or another engine (§3, §4).
 
 Every call is one operation, handed over when the call comes in and answered from a callback. A write is on disk first;
 then its event goes to the triggers and the subscribers, and then its caller hears of it. The store calls back in the
@@ -6,7 +6,8 @@ order of the writes, so that is the order of the events and of their timestamps 
 each group a scope in it: any text will do for their names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -31,10 +32,12 @@ from ...stores import (
     parse_ops,
 )
 from ..inputs import Fields, call_fields
+from ..remote import Remote, failure
 from ..updates import Decided, check_depth, decide
 from . import formats
 from .events import Group, Stamps, changed, custom, event
 from .providers import End, Providers, Turns
+from .remote import RemoteStreams
 from .subscribers import Hub
 from .triggers import Watches
 
@@ -74,7 +77,10 @@ Address = tuple[str, str, str]
 
 @define(eq=False)
 class StreamFunctions:
-    """The eight functions. `failed` counts what the store or a provider could not do."""
+    """The eight functions. `failed` counts what the store, a provider or another engine could not do.
+
+    With a `remote` that engine keeps what no provider keeps, and `store` is not used; `far` is how.
+    """
 
     settings: Live[StreamSettings]
     store: Store
@@ -83,10 +89,17 @@ class StreamFunctions:
     stamps: Stamps
     hub: Hub
     firing: Firing
+    remote: Remote | None = None
+    far: RemoteStreams | None = field(default=None, init=False)
     failed: int = field(default=0, init=False)
     writes: int = field(default=0, init=False)
     sends: int = field(default=0, init=False)
     _turns: Turns = field(factory=Turns, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.remote is not None:
+            announce = partial(self._announce, kept_here=False)
+            self.far = RemoteStreams(self.remote, self.hub, self.stamps, self._not_done, announce)
 
     def register(self, peer: LocalPeer) -> None:
         """Serve all of them."""
@@ -137,6 +150,14 @@ class StreamFunctions:
             request_format=formats.SEND_FORMAT,
         )
 
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Hear the events of the engine that keeps the streams, if another one does, for the length of the block."""
+        with ExitStack() as stack:
+            if self.far is not None:
+                stack.callback(self.far.remote.follow(self.far))
+            yield
+
     # -- the functions ------------------------------------------------------------------------------------------------
 
     def _set(self, call: Call, data: Json) -> Later:
@@ -150,6 +171,8 @@ class StreamFunctions:
         limit = self.settings.value.max_value_bytes
         if limit is not None and len(value) > limit:
             raise self._too_large(len(value), limit)
+        if self.far is not None:
+            return self.far.write(call, data, SET_ERROR, address)
 
         def done(old: bytes | None) -> None:
             before = NULL if old is None else Json(old)
@@ -163,6 +186,8 @@ class StreamFunctions:
         stream, group, item = _address(call_fields(call, data))
         if self.providers.has("get", stream):
             return self._read_through("get", call, data, stream)
+        if self.far is not None:
+            return self.far.read(call, data, GET_ERROR)
 
         def done(value: bytes | None) -> None:
             call.succeed(ABSENT if value is None else Json(value))
@@ -174,6 +199,8 @@ class StreamFunctions:
         stream, group, item = address = _address(call_fields(call, data))
         if self.providers.has("delete", stream):
             return self._write_through("delete", DELETE_ERROR, call, data, address)
+        if self.far is not None:
+            return self.far.write(call, data, DELETE_ERROR, address)
 
         def done(old: bytes | None) -> None:
             before = NULL if old is None else Json(old)
@@ -195,6 +222,8 @@ class StreamFunctions:
             return self._write_through("update", UPDATE_ERROR, call, data, address)
         if self.providers.has("get", stream) and self.providers.has("set", stream):
             return self._update_through(call, address, ops)
+        if self.far is not None:
+            return self.far.write(call, data, UPDATE_ERROR, address, len(fields.array("ops")))
 
         limit = self.settings.value.max_value_bytes
 
@@ -213,6 +242,8 @@ class StreamFunctions:
         stream, group = fields.text("stream_name"), fields.text("group_id")
         if self.providers.has("list", stream):
             return self._read_through("list", call, data, stream)
+        if self.far is not None:
+            return self.far.read(call, data, LIST_ERROR)
 
         def done(values: list[bytes]) -> None:
             call.succeed(array(values))
@@ -224,6 +255,8 @@ class StreamFunctions:
         stream = call_fields(call, data).text("stream_name")
         if self.providers.has("list_groups", stream):
             return self._read_through("list_groups", call, data, stream)
+        if self.far is not None:
+            return self.far.read(call, data, LIST_GROUPS_ERROR)
 
         def done(groups: list[str]) -> None:
             call.succeed(Json.of(groups))
@@ -233,6 +266,8 @@ class StreamFunctions:
     def _list_all(self, call: Call, data: Json) -> Later:
         """`{}` → `{"stream": [{"id", "groups"}, …], "count"}`, sorted; streams that workers keep are not in it."""
         call_fields(call, data, optional=True)
+        if self.far is not None:
+            return self.far.read(call, data, LIST_ALL_ERROR)
 
         def done(found: list[tuple[str, str]]) -> None:
             streams: dict[str, list[str]] = {}
@@ -243,7 +278,7 @@ class StreamFunctions:
 
         return self._submit(call, LIST_ALL_ERROR, partial(self.store.directory, SPACE), done)
 
-    def _send(self, call: Call, data: Json) -> Outcome:
+    def _send(self, call: Call, data: Json) -> Outcome | Later:
         """`{"stream_name", "group_id", "id"?, "type", "data"}` → null; the event goes to whoever listens now."""
         fields = call_fields(call, data)
         group = fields.text("stream_name"), fields.text("group_id")
@@ -251,8 +286,23 @@ class StreamFunctions:
         value = Json.of(fields.json("data"))
         self._check(SEND_ERROR, value)
         self.sends += 1
-        self._tell(call, group, item, custom(kind, value), customs=1)
-        return Outcome(NULL)
+        if self.far is None:
+            self._tell(call, group, item, custom(kind, value), customs=1)
+            return Outcome(NULL)
+
+        def sent(outcome: Outcome) -> None:
+            if outcome.ok:
+                call.succeed(NULL)
+            else:
+                call.fail(self._not_done(SEND_ERROR, outcome))
+
+        told = event(group, item, self.stamps.next(group), custom(kind, value), customs=1)
+        self.watches.fire(self.firing, told, self.watches.of_event(group, item), call)
+        if self.far.remote.announces:
+            self.far.remote.request("stream::send", data, sent, call, lasting=True)
+        else:
+            self.far.spread(told, kept_here=False, on_done=sent)
+        return LATER
 
     # -- the store ----------------------------------------------------------------------------------------------------
 
@@ -279,6 +329,11 @@ class StreamFunctions:
     def _failure(self, code: str, why: str) -> WireError:
         self.failed += 1
         return WireError(f"{FAILURES[code]}: {why}", code)
+
+    def _not_done(self, code: str, outcome: Outcome) -> WireError:
+        """The error for what another engine could not do."""
+        self.failed += 1
+        return failure(outcome, code, FAILURES[code])
 
     def _too_large(self, size: int, limit: int) -> WireError:
         self.failed += 1
@@ -396,19 +451,27 @@ class StreamFunctions:
             self._announce(call, address, b"create" if old is None else b"update", decided.value)
         call.succeed(_change(before, decided.value, decided.errors))
 
-    def _announce(self, call: Call, address: Address, kind: bytes, data: Json) -> None:
+    def _announce(self, call: Call, address: Address, kind: bytes, data: Json, *, kept_here: bool = True) -> None:
         self.writes += 1
         stream, group, item = address
-        self._tell(call, (stream, group), item, changed(kind, data))
+        self._tell(call, (stream, group), item, changed(kind, data), kept_here=kept_here)
 
-    def _tell(self, call: Call, group: Group, item: str | None, body: bytes, *, customs: int = 0) -> None:
-        """Triggers first, then subscribers (§3); nothing is made of an event that nobody waits for."""
+    def _tell(
+        self, call: Call, group: Group, item: str | None, body: bytes, *, customs: int = 0, kept_here: bool = True
+    ) -> None:
+        """Triggers first, then subscribers (§3); nothing is made of an event that nobody waits for.
+
+        `kept_here`: no other engine has a part in it.
+        """
         matching = self.watches.of_event(group, item)
-        if not matching and not self.hub.hears(group):
+        if self.far is None and not matching and not self.hub.hears(group):
             return
         told = event(group, item, self.stamps.next(group), body, customs=customs)
         self.watches.fire(self.firing, told, matching, call)
-        self.hub.publish(told)
+        if self.far is None:
+            self.hub.publish(told)
+        else:
+            self.far.spread(told, kept_here=kept_here)
 
 
 def _address(fields: Fields) -> Address:

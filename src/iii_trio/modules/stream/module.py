@@ -1,6 +1,7 @@
 """The module `stream`: functions, trigger types and the port of the subscribers, put together (spec/state-stream.md)."""
 
 import logging
+import ssl
 from ipaddress import ip_address
 
 import trio
@@ -11,6 +12,7 @@ from ...engine import Engine, Firing, bind, open_local
 from ...engine.firing import FiringStatistics
 from ...protocol.errors import ConfigError
 from ...stores import Store
+from ..remote import Remote
 from . import formats
 from .events import Group, Stamps
 from .functions import StreamFunctions
@@ -57,13 +59,17 @@ class _Parts:
 class StreamModule:
     """The module. `store` holds the streams, each in a space of its own; the caller keeps it open for longer than `run`.
 
-    With `listen` off nothing is bound, and `handle` serves subscribers over streams of one's own. `addresses`: the
-    (host, port) pairs it listens on, empty until it does.
+    With a `remote` that engine keeps them, but for those that providers here keep, and `store` is not used.
+
+    With `tls` the port speaks TLS and nothing else. With `listen` off nothing is bound, and `handle` serves subscribers
+    over streams of one's own. `addresses`: the (host, port) pairs it listens on, empty until it does.
     """
 
     settings: Live[StreamSettings]
     store: Store
     listen: bool = True
+    remote: Remote | None = None
+    tls: ssl.SSLContext | None = None
     addresses: tuple[tuple[str, int], ...] = field(default=(), init=False)
     _watches: Watches = field(factory=Watches, init=False)
     _parts: _Parts | None = field(default=None, init=False)
@@ -77,9 +83,11 @@ class StreamModule:
         try:
             async with open_local(core, "stream") as peer:
                 providers, stamps, firing = Providers(core, peer), Stamps(core.clock.wall_ms), Firing(peer)
-                hub = Hub(stamps, Snapshots(self.store, providers, _warn))
-                functions = StreamFunctions(self.settings, self.store, providers, self._watches, stamps, hub, firing)
-                sockets = Sockets(core, peer, firing, hub, self._watches, self.settings)
+                hub = Hub(stamps, Snapshots(self.store, providers, _warn, self.remote))
+                functions = StreamFunctions(
+                    self.settings, self.store, providers, self._watches, stamps, hub, firing, self.remote
+                )
+                sockets = Sockets(core, peer, firing, hub, self._watches, self.settings, self.tls)
                 self._parts = _Parts(functions, hub, sockets, firing)
                 functions.register(peer)
                 peer.provide(
@@ -103,7 +111,8 @@ class StreamModule:
                     config_format=formats.SUBSCRIPTION_CONFIG,
                     call_format=formats.SUBSCRIPTION_EVENT,
                 )
-                await sockets.serve(listeners, task_status=task_status)
+                with functions.following():
+                    await sockets.serve(listeners, task_status=task_status)
         finally:
             for listener in listeners:
                 listener.socket.close()
@@ -139,7 +148,7 @@ class StreamModule:
         listeners = await bind(settings.host, settings.port, WHAT)
         self.addresses = tuple(listener.socket.getsockname()[:2] for listener in listeners)
         for host, port in self.addresses:
-            url = f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+            url = f"{'ws' if self.tls is None else 'wss'}://{f'[{host}]' if ':' in host else host}:{port}"
             log.info("stream subscribers connect to %s", url)
             if not ip_address(host).is_loopback and settings.auth_function is None:
                 log.warning(

@@ -1,4 +1,4 @@
-"""What a `sync` shows: an item or a group, from the store in line with its writes, or from a provider (§7.5)."""
+"""What a `sync` shows: an item or a group, from the store in line with its writes, from a provider, or from another engine."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ from attrs import define
 from ...engine import Outcome
 from ...protocol import NULL, Json
 from ...stores import Change, Failed, KeyValue, Result, Store, StoreClosed, Updated
+from ..remote import Remote
 from .events import Group
 from .functions import SPACE, array
 from .providers import Providers
@@ -14,15 +15,19 @@ from .providers import Providers
 
 @define(eq=False)
 class Snapshots:
-    """See `Source`: an item or a group as a `sync` shows it."""
+    """See `Source`: an item or a group as a `sync` shows it (§7.5). With a `remote`, `store` is not used."""
 
     store: Store
     providers: Providers
     warn: Callable[[Group, str | None, str], None]
+    remote: Remote | None = None
 
     def in_line(self, stream: str, item: str | None) -> bool:
         """See `Source.in_line`."""
-        return not self.providers.has("list" if item is None else "get", stream)
+        return self.remote is None and not self._provided(stream, item)
+
+    def _provided(self, stream: str, item: str | None) -> bool:
+        return self.providers.has("list" if item is None else "get", stream)
 
     def read(self, group: Group, item: str | None, on_done: Callable[[Json | None], None]) -> None:
         """See `Source.read`; a missing item is null, an unknown group is empty."""
@@ -38,15 +43,16 @@ class Snapshots:
             if not outcome.ok:
                 self._failed(group, item, str(outcome.exception()), on_done)
             elif item is None and not outcome.result.raw.lstrip().startswith(b"["):
-                self._failed(group, item, "its provider answered no array", on_done)
+                self._failed(group, item, "the answer is no array", on_done)
             else:
                 on_done(outcome.result.or_null())
 
         place = {"stream_name": stream, "group_id": group_id}
-        if item is None:
-            self.providers.call("list", stream, Json.of(place), answered)
+        operation, payload = ("list", place) if item is None else ("get", {**place, "item_id": item})
+        if self.remote is None or self._provided(stream, item):
+            self.providers.call(operation, stream, Json.of(payload), answered)
         else:
-            self.providers.call("get", stream, Json.of({**place, "item_id": item}), answered)
+            self.remote.request(f"stream::{operation}", Json.of(payload), answered)
 
     def _read(self, values: KeyValue, group: Group, item: str | None, on_done: Callable[[Json | None], None]) -> None:
         def listed(result: Result[list[bytes]]) -> None:

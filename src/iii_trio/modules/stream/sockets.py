@@ -6,10 +6,11 @@ port ─ accept loops
 """
 
 import logging
+import ssl
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import trio
 from attrs import define, field, frozen
@@ -53,6 +54,7 @@ class Sockets:
     hub: Hub
     watches: Watches
     settings: Live[StreamSettings]
+    tls: ssl.SSLContext | None = None
     _open: dict[Connection, None] = field(factory=dict, init=False)
     _waiting_room: WaitingRoom = field(factory=WaitingRoom, init=False)
     _refused: int = field(default=0, init=False)
@@ -101,7 +103,10 @@ class Sockets:
         try:
             with scope:
                 async with trio.open_nursery() as nursery:
-                    serve = partial(trio.serve_listeners, self.handle, listeners, handler_nursery=handlers)
+                    served: list[Any] = [*listeners]
+                    if self.tls is not None:  # the handshake comes with the first read, within the upgrade's deadline
+                        served = [trio.SSLListener(one, self.tls, https_compatible=True) for one in listeners]
+                    serve = partial(trio.serve_listeners, self.handle, served, handler_nursery=handlers)
                     await nursery.start(serve, name="stream accept loop")
                     task_status.started(scope)
         finally:
@@ -229,6 +234,8 @@ def auth_input(request: Request, address: str) -> dict[str, object]:
 
 def _address(stream: trio.abc.Stream) -> str:
     """Host and port of the other side, or a word for what has none."""
+    if isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
     if isinstance(stream, trio.SocketStream):
         try:
             host, port = stream.socket.getpeername()[:2]

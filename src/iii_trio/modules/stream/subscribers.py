@@ -290,6 +290,15 @@ class Hub:
         for subscriber in self._routes.get(told.group, ()):
             subscriber.tell(told)
 
+    def refresh(self) -> None:
+        """Everybody may have missed something: each live subscription gets a fresh snapshot."""
+        for subscriber in self._subscribers:
+            for subscription in subscriber.subscriptions.values():
+                if subscription.phase is Phase.LIVE:
+                    subscriber.expire(subscription)
+                elif subscription.held is not None:
+                    subscription.missed = True
+
     async def synchronise(self, subscription: Subscription) -> None:
         """Read a snapshot and send it as `sync`; what changes meanwhile follows behind it.
 

@@ -25,6 +25,8 @@ Place = tuple[str | None, str | None, str | None]
 def read_stream_config(binding: Binding) -> tuple[Place, str | None]:
     """Place and condition of a `stream` binding (§6.1); raises `TriggerRejected` for a config that does not fit."""
     fields = config_fields(binding, REFUSED)
+    if fields.flag("durable"):  # what somebody relies on must not be ignored in silence
+        raise fields.refuse("`durable` is for `state` triggers: events of streams are told from memory")
     place = (
         fields.text_or_none("stream_name"),
         fields.text_or_none("group_id") or None,
