@@ -5,7 +5,7 @@ usage: python bench/http_bench.py [--seconds 3] [--repetitions 3] [--connections
 
 The worker is one of our SDK, and with `--node` one of the official Node SDK beside it. The verdict is our share of the
 requests per second of a bare hypercorn that answers by itself; wrk is a package of Debian. Each sample also names the
-CPU time per request of every process that took part, in µs: the figure to steer by, for other load hardly moves it.
+CPU time per request of every process that took part, in µs: other load moves that less than the rest.
 """
 
 import argparse
@@ -75,12 +75,12 @@ def cpu_us(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * 1_000_000 / os.sysconf("SC_CLK_TCK")
 
 
-def wrk(url: str, connections: int, seconds: float, script: Path, processes: Mapping[str, int]) -> Sample:
+def wrk(url: str, connections: int, seconds: int, script: Path, processes: Mapping[str, int]) -> Sample:
     """One run of wrk on the second core: requests/s, p50 and p99 in µs, and answers that were no success.
 
     `<name>_cpu_us` is what each of `processes` (pid by name) spent on a request.
     """
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(script), url]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), url]
     before = {name: cpu_us(pid) for name, pid in processes.items()}
     text = subprocess.run(pinned(1, command), capture_output=True, text=True, check=True).stdout
     spent = {name: cpu_us(pid) - before[name] for name, pid in processes.items()}
@@ -91,7 +91,8 @@ def wrk(url: str, connections: int, seconds: float, script: Path, processes: Map
 
     rate, bad = re.search(r"Requests/sec:\s+([\d.]+)", text), re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     served = re.search(r"(\d+) requests in", text)
-    assert rate is not None and served is not None, text
+    assert rate is not None, text
+    assert served is not None, text
     return {
         "per_s": float(rate[1]),
         "p50_us": micros("50"),
@@ -149,7 +150,7 @@ def wait_route(url: str) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--routes", type=int, nargs="+", default=[1, 100, 1000])
@@ -185,6 +186,7 @@ def main() -> None:
                         routes=routes,
                         connections=connections,
                         **ratio(samples, name, "hypercorn", "per_s"),
+                        p50_us=ratio(samples, name, "hypercorn", "p50_us"),
                         p99_us=ratio(samples, name, "hypercorn", "p99_us"),
                     )
 

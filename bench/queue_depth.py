@@ -4,10 +4,10 @@ usage: python bench/queue_depth.py [--depths 1000 100000 1000000] [--messages 20
 
 A fifo queue with a group for every ten messages, the head of one group failing for ever; and a standard queue, all for
 one function. The store is a file, every write is forced. One JSON line for each kind and depth, measured in a process
-of its own: seconds to start (of the store, without the look at every row, and of the queues) and until the first message
-is delivered, memory, and for each of `messages` enqueued alone and handled at concurrency 64 the time (p50 and p99 of
-the receipts) and the CPU time of the whole process, in microseconds. The last line of a kind has the deepest divided by
-the shallowest.
+of its own: seconds to start (of the store, without the look at every row, and of the queues) and from there until the
+first message is delivered, memory at the end, and for each of `messages` enqueued alone and handled at concurrency 64
+the time (p50 and p99 of receipts and of the gaps between handled messages) and the CPU time of the whole process, in
+microseconds. The last line of a kind has the deepest divided by the shallowest.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from iii_trio.engine import Call, open_engine, open_local
 from iii_trio.modules.queue import Kind, QueueKey, QueueModule
 from iii_trio.protocol import Json
 from iii_trio.protocol.errors import WireError
-from iii_trio.stores import NewJob, WaitingJobLog, open_sqlite
+from iii_trio.stores import Fsync, NewJob, WaitingJobLog, open_sqlite
 
 GROUPED = QueueSettings(
     type="fifo",
@@ -46,7 +47,7 @@ RATIOS = ("enqueue_p50_us", "enqueue_cpu_us", "handled_us", "handled_cpu_us")
 async def fill(path: Path, kind: str, depth: int) -> None:
     """Put `depth` messages into the file."""
     name = QueueKey(Kind.NAMED, "deep").text
-    async with open_sqlite(path, check=False) as store:
+    async with open_sqlite(path, check=False, fsync=Fsync.NEVER) as store:
         log, now = WaitingJobLog(store.job_log()), int(time.time() * 1000)
         for first in range(0, depth, 1_000):
             await log.append(
@@ -68,13 +69,14 @@ def memory_mib() -> float:
 
 async def measure(path: Path, kind: str, depth: int, messages: int) -> Sample:
     """Start on a file of that depth, enqueue some messages, and handle as many."""
-    handled, first, enough = 0, trio.Event(), trio.Event()
+    handled: list[float] = []
+    first, go_on, enough = trio.Event(), trio.Event(), trio.Event()
 
     async def handler(_call: Call, data: Json) -> Json:
-        nonlocal handled
-        handled += 1
         first.set()
-        if handled >= messages:
+        await go_on.wait()
+        handled.append(time.perf_counter())
+        if len(handled) >= messages:
             enough.set()
         if kind == "fifo" and data.decode()["g"] == 0:
             raise WireError("this group is blocked", "blocked")
@@ -88,8 +90,11 @@ async def measure(path: Path, kind: str, depth: int, messages: int) -> Sample:
         trio.open_nursery() as nursery,
     ):
         settings = Live(QueueModuleSettings(queue_configs={"deep": KINDS[kind]}))
+        user.register("f", handler, task=True)
         await nursery.start(QueueModule(settings, store.job_log()).run, core)
         started = time.perf_counter() - before
+        await first.wait()
+        until_first = time.perf_counter() - before - started
         receipts = []
         cpu = time.process_time()
         for number in range(messages):
@@ -100,14 +105,13 @@ async def measure(path: Path, kind: str, depth: int, messages: int) -> Sample:
             receipts.append(time.perf_counter() - once)
         enqueue_cpu = time.process_time() - cpu
         before, cpu = time.perf_counter(), time.process_time()
-        user.register("f", handler, task=True)
-        await first.wait()
-        until_first = time.perf_counter() - before
+        go_on.set()
         await enough.wait()
         spent, handled_cpu = time.perf_counter() - before, time.process_time() - cpu
         now_mib = memory_mib()
         nursery.cancel_scope.cancel()
     receipts.sort()
+    gaps = sorted(later - earlier for earlier, later in pairwise(handled))
     return {
         "kind": kind,
         "depth": depth,
@@ -119,6 +123,7 @@ async def measure(path: Path, kind: str, depth: int, messages: int) -> Sample:
         "enqueue_p50_us": round(receipts[len(receipts) // 2] * 1e6),
         "enqueue_p99_us": round(receipts[len(receipts) * 99 // 100] * 1e6),
         "enqueue_cpu_us": round(enqueue_cpu / messages * 1e6),
+        "handled_p99_us": round(gaps[len(gaps) * 99 // 100] * 1e6),
         "handled_us": round(spent / messages * 1e6),
         "handled_cpu_us": round(handled_cpu / messages * 1e6),
     }

@@ -39,6 +39,12 @@ REDIS = {
     "lazy": [],
     "forced": ["--appendonly", "yes", "--appendfsync", "always", "--save", ""],
 }
+PRODUCE = """
+import time, {name}_peer
+start = time.perf_counter()
+{name}_peer.produce({producers}, start + {seconds})
+print(time.perf_counter() - start)
+"""
 
 
 def latencies(path: Path) -> list[int]:
@@ -75,11 +81,11 @@ def measure(python: str, name: str, mode: str, producers: int, seconds: float) -
             worker = subprocess.Popen(pinned(0, command), env=environ, cwd=directory, start_new_session=True, **quiet)
             try:
                 time.sleep(WARM_S)
-                script = f"import time, {name}_peer; {name}_peer.produce({producers}, time.perf_counter() + {seconds})"
-                before, start = len(latencies(noted)), time.perf_counter()
-                subprocess.run(pinned(1, [python, "-c", script]), env=environ, check=True, **quiet)
-                spent = latencies(noted)[before:]
-                elapsed = time.perf_counter() - start
+                script = PRODUCE.format(name=name, producers=producers, seconds=seconds)
+                before = len(latencies(noted))
+                command = pinned(1, [python, "-c", script])
+                said = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+                spent, elapsed = latencies(noted)[before:], float(said.stdout)
             finally:
                 os.killpg(worker.pid, signal.SIGKILL)
                 worker.wait()

@@ -124,7 +124,7 @@ async def redrive_beside_a_neighbour(directory: Path, count: int, *, wait: bool 
 
 async def test_thousands_of_dead_letters_come_back_and_stall_nobody(tmp_path: Path) -> None:
     with trio.fail_after(60):
-        await redrive_beside_a_neighbour(tmp_path, 4_000)
+        await redrive_beside_a_neighbour(tmp_path, 2_500)
 
 
 @pytest.mark.long

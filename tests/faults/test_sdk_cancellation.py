@@ -23,6 +23,8 @@ from iii_trio.modules.introspection import IntrospectionModule
 from iii_trio.modules.pubsub import PubSubModule
 from iii_trio.modules.state import StateModule
 from iii_trio.modules.stream import StreamModule
+from iii_trio.protocol import Json
+from iii_trio.sdk.calls import PendingCall
 from iii_trio.sdk.providers import Binding
 from iii_trio.stores import open_memory
 from iii_trio.testing.raw import NoFrame, RawPort, RawWorker, open_port
@@ -131,6 +133,7 @@ async def state(client: Client, _here: World) -> None:
     await scope.update("k", {"type": "increment", "path": "", "by": 1})
     assert await scope.get("k") == 2
     assert await scope.list() == [2]
+    assert [value for _, value in await scope.items(limit=1)] == [2]
     assert await client.state.scopes() == ["scope"]
     await scope.delete("k")
 
@@ -151,6 +154,25 @@ async def wait(client: Client, _here: World) -> None:
     await client.wait_registered()
 
 
+async def relay(client: Client, _here: World) -> None:
+    """Calls without a task: one that is answered, one that is given up."""
+    answers: list[Json] = []
+    ended = trio.Event()
+
+    def on_end(call: PendingCall) -> None:
+        answers.append(call.result)
+        ended.set()
+
+    await client.relay.wait_ready()
+    assert (await client.relay.identified()).registered is not None
+    assert client.relay.begin("a::echo", Json(b"1"), on_end) is not None
+    silent = client.relay.begin("a::silent", Json(b"1"), on_end)
+    assert silent is not None
+    silent.give_up("caller_cancelled")
+    await ended.wait()
+    assert answers == [Json(b"1")]
+
+
 async def reconnect(client: Client, here: World) -> None:
     """The connection is lost twice, once with the engine out of reach; who waits for it goes on with the next one."""
     here.lose(client)
@@ -168,7 +190,7 @@ async def reconnect(client: Client, here: World) -> None:
     assert await client.call("a::echo", 1) == 1
 
 
-WITH_A_CLIENT = [call, send, enqueue, publish, state, stream, wait, reconnect]
+WITH_A_CLIENT = [call, send, enqueue, publish, state, stream, wait, relay, reconnect]
 
 
 def sweep_client(subject: Callable[[Client, World], Awaitable[None]], stride: int) -> int:
@@ -307,7 +329,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "enqueue": ("client.Client.enqueue",),
     "publish": ("client.Client.publish",),
     "state": (
-        *(f"builtins.Scope.{name}" for name in ("get", "set", "update", "delete", "list")),
+        *(f"builtins.Scope.{name}" for name in ("get", "set", "update", "delete", "list", "items")),
         "builtins.State.scopes",
     ),
     "stream": (
@@ -315,6 +337,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "builtins.Stream.groups",
     ),
     "wait": ("client.Client.wait_connected", "client.Client.wait_registered", "supervisor.Supervisor.wait_registered"),
+    "relay": ("relay.Relay.wait_ready", "relay.Relay.identified"),
     "reconnect": ("supervisor.Supervisor.run", "dial.dial", "session.Session.run"),
     "connecting": ("connect.connected", "session.Barrier.wait"),
     "serving": (

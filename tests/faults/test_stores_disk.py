@@ -14,7 +14,16 @@ import trio
 from attrs import define, field
 
 from iii_trio.protocol.errors import StoreError
-from iii_trio.stores import Fsync, NewJob, WaitingJobLog, WaitingKeyValue, open_memory, open_sqlite, sqlite_file
+from iii_trio.stores import (
+    Fsync,
+    NewJob,
+    WaitingJobLog,
+    WaitingKeyValue,
+    open_memory,
+    open_sqlite,
+    sqlite_file,
+    sqlite_threads,
+)
 
 SQLITE_OK = 0
 SQLITE_FULL = 13
@@ -263,9 +272,9 @@ async def syncs_per_group(path: Path, disk: Disk, fsync: Fsync, monkeypatch: pyt
     commit = sqlite_file.SqliteFile.commit
     syncs: list[int] = []
 
-    def counted(self: sqlite_file.SqliteFile, group: Any) -> None:
+    def counted(self: sqlite_file.SqliteFile, group: Any, *, forced: bool) -> None:
         before = disk.log_syncs
-        commit(self, group)
+        commit(self, group, forced=forced)
         syncs.append(disk.log_syncs - before)
 
     with monkeypatch.context() as patch:
@@ -284,6 +293,39 @@ async def test_every_answered_group_was_synced_before(
     assert all(count >= 1 for count in always)
     never = await syncs_per_group(tmp_path / "never.db", disk, Fsync.NEVER, monkeypatch)
     assert not any(never)
+
+
+async def test_a_power_failure_can_bring_back_the_last_that_ended_and_takes_nothing(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That a delivered job has ended is not forced by itself, but with the next job or dead letter it is."""
+    monkeypatch.setattr(sqlite_threads, "UNFORCED_S", 3600.0)
+    choose = random.Random(5)
+    live: set[str] = set()
+    dead: set[str] = set()
+    came_back = 0
+    async with open_sqlite(tmp_path / "store.db") as store:
+        log = WaitingJobLog(store.job_log())
+        for number in range(24):
+            first, second, third = await log.append([job(f"{number}.{copy}") for copy in range(3)])
+            live |= {first.id, second.id, third.id}
+            await log.ack(first.seq)
+            live.remove(first.id)
+            unforced = {first.id}
+            if number % 2:
+                await log.dead_letter(second.seq, 3, "boom", 1)
+                live.remove(second.id)
+                dead.add(second.id)
+                unforced.clear()
+            chance = (0.0, 0.5, 1.0)[number % 3]
+            after = lose_power(disk, tmp_path, f"after-{number}", partial(bernoulli, choose, chance))
+            async with open_sqlite(after / "store.db", inline=True, fsync=Fsync.NEVER) as found:
+                left = WaitingJobLog(found.job_log())
+                there = {one.id for one in await left.load(0, 1_000)}
+                assert {letter.job.id for letter in await left.dead_letters(["q"], 0, 1_000)} == dead
+            assert live <= there <= live | unforced
+            came_back += len(there - live)
+    assert came_back >= 4  # otherwise nothing was tried
 
 
 @pytest.mark.parametrize("code", [SQLITE_IOERR_WRITE, SQLITE_FULL])

@@ -12,9 +12,10 @@ import trio
 import trustme
 
 from iii_trio import InvocationError, open_client
-from iii_trio.config import ConfigError, load_config
+from iii_trio.config import load_config
 from iii_trio.host.compose import Running, open_host
 from iii_trio.host.plan import Overrides
+from iii_trio.protocol.errors import ConfigError
 from iii_trio.testing.process import run_engine
 from iii_trio.transport import Connection, connect
 
@@ -77,6 +78,15 @@ async def test_the_own_port_is_refused_at_the_start(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="ws://localhost:49134 is this engine's own worker port"):
             async with host(tmp_path / "near", *workers, port=49134):
                 raise AssertionError
+
+
+@pytest.mark.parametrize("url", ["ws://h:70000", "ws://[::1", "http://h:1", "h"])
+async def test_a_url_that_is_none_is_refused_at_the_start(tmp_path: Path, url: str) -> None:
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(ConfigError, match="bridge_url"), flatten_subgroups=True, allow_unwrapped=True
+    ):
+        async with host(tmp_path / "near", *bridging(url, "iii-state")):
+            raise AssertionError
 
 
 async def test_a_token_opens_the_other_engine(tmp_path: Path) -> None:

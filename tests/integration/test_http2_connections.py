@@ -23,7 +23,7 @@ from hyperframe.frame import (
 from trio.testing import wait_all_tasks_blocked
 
 from iii_trio.modules.http import connections, http2
-from iii_trio.protocol.limits import HTTP2_OUTBOX, HTTP2_STREAMS, HTTP2_WINDOW
+from iii_trio.protocol.limits import HTTP2_OUTBOX, HTTP2_STREAMS, HTTP2_WINDOW, HTTP2_WINDOWS
 
 BIG = 3_000_000
 
@@ -150,6 +150,29 @@ async def test_who_offers_nothing_else_speaks_http_1() -> None:
             async with stream:
                 await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
                 assert (await stream.receive_some()).startswith(b"HTTP/1.1 200")
+
+
+async def test_what_an_application_sends_leaves_at_once_both_ways_at_a_time() -> None:
+    async def app(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        more = True
+        while more:
+            message = await receive()
+            more = message["more_body"]
+            await send({"type": "http.response.body", "body": message["body"].upper(), "more_body": more})
+
+    async with serving(app) as server, server.dial() as client:
+        stream_id = await client.ask(method="POST", end=False)
+        heard = b""
+        for piece in (b"one ", b"two ", b"three "):
+            client.h2.send_data(stream_id, piece)
+            await client.flush()
+            heard += piece.upper()
+            while client.body(stream_id) != heard:
+                assert await client.hear()
+        client.h2.end_stream(stream_id)
+        await client.flush()
+        assert await client.reply(stream_id) == ("200", b"ONE TWO THREE ")
 
 
 # -- clients that leave -----------------------------------------------------------------------------------------------
@@ -329,7 +352,7 @@ async def test_answered_uploads_do_not_use_up_the_connection() -> None:
             if stream_id % 20 == 1:
                 stream_id = await client.ask("/")
                 assert (await client.reply(stream_id))[0] == "200"
-        assert client.h2.outbound_flow_control_window > HTTP2_STREAMS * HTTP2_WINDOW // 4
+        assert client.h2.outbound_flow_control_window > HTTP2_WINDOWS // 4
 
 
 # -- attacks ----------------------------------------------------------------------------------------------------------
@@ -401,15 +424,14 @@ async def test_an_attack_ends_its_own_connection_and_no_other(attack: str) -> No
         assert await neighbour.reply(await neighbour.ask("/ok")) == ("200", b"ok")
         async with server.dial() as client:
             try:
-                for frame in make(client):
-                    await client.stream.send_all(frame.serialize())
+                await client.stream.send_all(b"".join(frame.serialize() for frame in make(client)))
             except trio.BrokenResourceError:
                 pass  # refused before all of it was sent
             ((_, told_code),) = await client.until_over()
             assert told_code in ([code] if code is not None else list(ErrorCodes)[1:])
         await told.until(told.waiting, told.waiting)
         assert await neighbour.reply(await neighbour.ask("/ok")) == ("200", b"ok")
-        assert told.waiting <= 600
+        assert told.waiting < 1500  # of 2,000, and some points come back while a slow machine works
         assert server.connections.statistics().failed == 0
 
 
@@ -454,7 +476,7 @@ async def test_requests_that_were_reset_count_until_they_have_ended() -> None:
 
 async def test_a_connection_without_requests_is_said_goodbye_to_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SWEEP_S", 0.02)
-    async with serving(idle_s=0.1) as server, server.dial() as client:
+    async with serving(idle_s=0.7) as server, server.dial() as client:
         stream_id = await client.ask()
         assert await client.reply(stream_id) == ("200", b"ok")
         assert await client.until_over() == [(stream_id, ErrorCodes.NO_ERROR)]
@@ -501,9 +523,35 @@ async def test_a_stop_says_goodbye_and_lets_what_runs_end() -> None:
             assert await client.until_over() == [(stream_id, ErrorCodes.NO_ERROR)]
 
 
+async def test_a_request_that_comes_too_late_and_is_reset_at_once_harms_nobody() -> None:
+    may_end, running = trio.Event(), trio.Event()
+
+    async def app(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        running.set()
+        await may_end.wait()
+        await answer(send)
+
+    async with serving(app, grace_s=PATIENCE_S) as server, server.dial() as client:
+        stream_id = await client.ask()
+        await running.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.stop)
+            while not client.goodbyes:
+                assert await client.hear()
+            for _ in range(3):
+                late = client.h2.get_next_available_stream_id()
+                given = {":method": "GET", ":path": "/", ":scheme": "https", ":authority": "x"}
+                client.h2.send_headers(late, list(given.items()), end_stream=True)
+                client.h2.reset_stream(late)
+            await client.flush()
+            await wait_all_tasks_blocked(0.02)
+            may_end.set()
+            assert await client.reply(stream_id) == ("200", b"ok")
+
+
 async def test_a_stop_does_not_wait_longer_than_its_grace() -> None:
     told = Told()
     async with serving(told.app, grace_s=0.1) as server, server.dial() as client:
         await client.ask("/wait")
         await told.until(1, 0)
-        assert await server.stop() < 3
+        assert await server.stop() < PATIENCE_S / 2

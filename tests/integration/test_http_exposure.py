@@ -25,7 +25,8 @@ from iii_trio import HttpRequest, HttpResponse, NotConnected, Reconnect, Worker
 from iii_trio.config import MiddlewareSettings
 from iii_trio.engine import Binding, Call, FunctionEntry, Listener
 from iii_trio.engine.channel_streams import ChannelReader, ChannelWriter
-from iii_trio.modules.http import connections
+from iii_trio.modules.http import connections, unsent
+from iii_trio.modules.http.exchange import ExchangeStatistics
 from iii_trio.protocol import Json
 from iii_trio.testing.process import EngineProcess, run_engine
 
@@ -166,6 +167,32 @@ async def test_a_client_that_stops_reading_events_costs_a_bounded_amount_and_slo
         assert most < 8_000_000
         assert written < 2_000
         await nothing_left(house)
+
+
+async def test_responses_that_nobody_reads_are_bounded_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unsent, "HTTP_UNSENT_ALL", 50_000_000)
+    async with open_house() as house:
+        body = "x" * 20_000_000
+        house.route("/big", answers({"headers": {"content-type": "text/plain"}, "body": body}))
+        stalled = [await trio.open_tcp_stream("127.0.0.1", house.port) for _ in range(5)]
+
+        def statistics() -> ExchangeStatistics:
+            found = house.module.statistics().exchange
+            assert found is not None
+            return found
+
+        for number, stream in enumerate(stalled):
+            await stream.send_all(asks("/big"))
+            assert (await stream.receive_some(8)) == b"HTTP/1.1"
+            assert statistics().broken_off == max(0, number - 1)
+        assert statistics().unsent_bytes == 40_000_000
+        async with house.wire() as wire:
+            assert (await wire.ask("GET", "/big")).body == body.encode()
+        assert [len(await read_to_end(stream)) > len(body) for stream in stalled[:3]] == [False] * 3
+        for stream in stalled:
+            await stream.aclose()
+        await nothing_left(house)
+        assert (statistics().unsent_bytes, statistics().broken_off) == (0, 4)
 
 
 # -- requests in a row ------------------------------------------------------------------------------------------------

@@ -87,6 +87,8 @@ async def test_an_engine_serves_https_by_its_configuration(files: TlsSettings, t
             assert "https://127.0.0.1" in await engine.line("HTTP is served on")
             request = b"GET /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
             assert (await ask(engine.http_port, request)).startswith(b"HTTP/1.1 404")
+            async with dial(engine.http_port) as client:
+                assert (await client.reply(await client.ask()))[0] == "404"
 
 
 # -- HTTP/2 -----------------------------------------------------------------------------------------------------------

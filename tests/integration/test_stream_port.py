@@ -142,6 +142,7 @@ async def test_streams_outlive_a_restart_and_subscribers_are_sent_to_it(tmp_path
     async with trio.open_nursery() as nursery:
         async with host(tmp_path) as running, open_client(running.worker_url) as client:
             one = await reader(nursery, port_of(running), "/stream/s/g")
+            assert await one.has(1) == [("sync", [])]
             await client.call("stream::set", {**PLACE, "item_id": "i", "data": {"id": "i"}})
             assert await one.has(2) == [("sync", []), ("create", {"id": "i"})]
         with trio.fail_after(WAIT_S):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 from attrs import frozen
 
@@ -262,6 +263,16 @@ class _BridgedAdapter(_StoreAdapter):
         for key in ("bridge_url", "token"):
             if self.name != _BRIDGE and getattr(self.config, key) is not None:
                 yield ("config", key), f"the adapter '{self.name}' has no '{key}'; it belongs to the adapter 'bridge'"
+        if self.bridge is not None and not _is_websocket_url(self.bridge[0]):
+            yield ("config", "bridge_url"), f"'{self.bridge[0]}' is no WebSocket URL; give one like {_BRIDGE_URL}"
+
+
+def _is_websocket_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 @frozen(kw_only=True)

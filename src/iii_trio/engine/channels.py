@@ -20,6 +20,7 @@ import logging
 import secrets
 import uuid
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
@@ -318,6 +319,7 @@ class Channels:
     deadlines: Deadlines
     held_bytes: int = field(default=0, init=False)
     _channels: dict[str, Channel] = field(factory=dict, init=False)
+    _promised: dict[str, Callable[[], None]] = field(factory=dict, init=False)
     _created: int = field(default=0, init=False)
     _expired: int = field(default=0, init=False)
 
@@ -348,8 +350,22 @@ class Channels:
         self._created += 1
         return channel
 
+    def promise(self, channel_id: str, make: Callable[[], None]) -> None:
+        """Call `make` when somebody comes for a channel of that id, to create it then: most of these nobody uses.
+
+        The promise holds until `withdraw`, which `make` calls before it creates the channel.
+        """
+        self._promised[channel_id] = make
+
+    def withdraw(self, channel_id: str) -> None:
+        """A promise holds no more."""
+        del self._promised[channel_id]
+
     def find(self, channel_id: str, key: str, direction: Direction) -> Channel | None:
         """The channel of that id, if `key` gives the right to that end of it."""
+        make = self._promised.get(channel_id)
+        if make is not None:
+            make()
         channel = self._channels.get(channel_id)
         if channel is None:
             return None
@@ -382,8 +398,8 @@ class Channels:
         """A frozen picture of all channels."""
         channels = self._channels.values()
         return ChannelsStatistics(
-            open=len(channels),
-            waiting=sum(not channel.paired for channel in channels),
+            open=len(channels) + len(self._promised),
+            waiting=sum(not channel.paired for channel in channels) + len(self._promised),
             bytes=self.held_bytes,
             created=self._created,
             expired=self._expired,

@@ -67,7 +67,7 @@ def call(
 
     def done(outcome: Outcome) -> None:
         peer.enqueues -= 1
-        if outcome.ok:
+        if outcome.ok:  # the provider's own receipt does not count, not even a repetition's (spec/queue.md §2.3)
             result = Outcome(Json(b'{"messageReceiptId":"%s"}' % receipt.encode()))
         elif timeout_s is not None and core.clock.now() >= began + timeout_s:
             text = f"no receipt within {round(timeout_s * 1000)} ms; the message may be stored all the same"

@@ -1,8 +1,8 @@
 """The links to other engines, one for each URL and token, whoever keeps data there."""
 
-from collections.abc import Callable
-from urllib.parse import urlsplit, urlunsplit
+from collections.abc import Sequence
 
+import trio
 from attrs import define, field
 
 from ..modules.bridge import Bridge
@@ -10,28 +10,28 @@ from ..modules.bridge import Bridge
 
 @define(eq=False)
 class Bridges:
-    """Every link by (URL, token), under the name by which it is supervised. Whoever asks for one starts it."""
+    """Every link by (URL, token), under the name by which it is supervised. Whoever asks for one starts it.
 
+    `promised`: links of workers, by name, that are about to run on them. `busy`: held while one starts or ends.
+    """
+
+    busy: trio.Lock = field(factory=trio.Lock, init=False)
+    promised: dict[str, Bridge] = field(factory=dict, init=False)
     _bridges: dict[tuple[str, str | None], tuple[str, Bridge]] = field(factory=dict, init=False)
 
     def get(self, url: str, token: str | None) -> tuple[str, Bridge]:
         """The link and its name. Raises `ConfigError` for a URL that is none."""
         key = (url, token)
         if key not in self._bridges:
-            taken = {name for name, _ in self._bridges.values()}
-            names = [_name(url), *(f"{_name(url)} ({number})" for number in range(2, len(taken) + 3))]
-            self._bridges[key] = (next(name for name in names if name not in taken), Bridge(url, token))
+            bridge, taken = Bridge(url, token), {name for name, _ in self._bridges.values()}
+            name = f"bridge {bridge.shown}"
+            names = (name, *(f"{name} ({number})" for number in range(2, len(taken) + 3)))
+            self._bridges[key] = (next(name for name in names if name not in taken), bridge)
         return self._bridges[key]
 
-    def drop(self, useless: Callable[[Bridge], bool]) -> list[str]:
-        """Forget the links of which `useless` is true; returns their names."""
-        dropped = {key: name for key, (name, bridge) in self._bridges.items() if useless(bridge)}
+    def drop(self, held: Sequence[object]) -> list[str]:
+        """Forget the links that are not among those; returns their names."""
+        dropped = {key: name for key, (name, bridge) in self._bridges.items() if bridge not in held}
         for key in dropped:
             del self._bridges[key]
         return list(dropped.values())
-
-
-def _name(url: str) -> str:
-    """What health and logs call it: without what the URL may have of secrets."""
-    parts = urlsplit(url)
-    return f"bridge {urlunsplit((parts.scheme, parts.netloc.rpartition('@')[2], parts.path, '', ''))}"

@@ -64,6 +64,7 @@ class Crew:
                 log.error("the stored settings of %s are not used: %s", block.entry.label, error)
                 adopted.without_stored()
                 await self._start(adopted)
+            await self._end_bridges(adopted.name)
         except BaseException:
             self.adoption.forget(adopted)
             raise
@@ -87,7 +88,7 @@ class Crew:
         adopted = self.adoption.get(name)
         if adopted is not None:
             await self.adoption.withdraw(adopted)
-        await self._end_bridges()
+        await self._end_bridges(name)
 
     async def _end(self, name: str) -> None:
         supervised = self.modules.pop(name)
@@ -95,23 +96,29 @@ class Crew:
         await supervised.ended.wait()
         self.core.modules.pop(name, None)
 
-    async def remote(self, adapter: StateAdapter | StreamAdapter) -> Bridge | None:
-        """The link to the engine that an adapter names; None if it names none. Raises `ConfigError`."""
+    async def remote(self, worker: str, adapter: StateAdapter | StreamAdapter) -> Bridge | None:
+        """The link to the engine that a worker's adapter names; None if it names none. Raises `ConfigError`.
+
+        It stays until `_end_bridges` finds that the worker has come to run on another one, or not at all.
+        """
         if adapter.bridge is None:
             return None
-        name, bridge = self.bridges.get(*adapter.bridge)
-        if name not in self.modules:
-            await self.supervise(
-                name, lambda: bridge
-            )  # one object for all its lives: who holds it finds the present one
+        async with self.bridges.busy:
+            name, bridge = self.bridges.get(*adapter.bridge)
+            self.bridges.promised[worker] = bridge
+            if name not in self.modules:
+                # one object for all its lives: who holds it finds the present one
+                await self.supervise(name, lambda: bridge)
         return bridge
 
-    async def _end_bridges(self) -> None:
-        """End links that nobody holds any more."""
-        workers = [self.modules[name].module for name in ("state", "stream") if name in self.modules]
-        held = [worker.remote for worker in workers if isinstance(worker, StateModule | StreamModule)]
-        for name in self.bridges.drop(lambda bridge: bridge not in held):
-            await self._end(name)
+    async def _end_bridges(self, worker: str) -> None:
+        """A worker runs on what it holds now: end links that nobody holds any more, nor is about to."""
+        async with self.bridges.busy:
+            self.bridges.promised.pop(worker, None)
+            workers = [self.modules[name].module for name in ("state", "stream") if name in self.modules]
+            held = [module.remote for module in workers if isinstance(module, StateModule | StreamModule)]
+            for name in self.bridges.drop([*held, *self.bridges.promised.values()]):
+                await self._end(name)
 
     @property
     def http(self) -> HttpModule | None:
@@ -137,16 +144,16 @@ class Crew:
 
     async def _restart(self, adopted: Adopted, settings: Any) -> Any:
         """Make everything it needs anew, then start it again on that. Raises `IIIError`; it runs as before then."""
-        make = await MAKERS[adopted.name](self, adopted.live, settings)
         before = adopted.live.value
-        adopted.live.set(settings)
         try:
+            make = await MAKERS[adopted.name](self, adopted.live, settings)
+            adopted.live.set(settings)
             await self.modules[adopted.name].replace(make)
         except BaseException:
             adopted.live.set(before)
             raise
         finally:
-            await self._end_bridges()
+            await self._end_bridges(adopted.name)
         return self._bound(adopted, settings)
 
     def _bound(self, adopted: Adopted, settings: Any) -> Any:
@@ -184,14 +191,14 @@ def _is_loopback(host: str) -> bool:
 async def _make_state(crew: Crew, live: Live[Any], settings: Any) -> Make:
     directory = settings.adapter.directory(crew.data_dir / "state")
     store = await crew.stores.open("state", None if directory is None else file_in(directory))
-    return partial(StateModule, live, store.key_value("state"), await crew.remote(settings.adapter))
+    return partial(StateModule, live, store.key_value("state"), await crew.remote("state", settings.adapter))
 
 
 async def _make_stream(crew: Crew, live: Live[Any], settings: Any) -> Make:
     directory = settings.adapter.directory(crew.data_dir / "stream")
     store = await crew.stores.open("stream", None if directory is None else file_in(directory))
     tls = None if settings.tls is None else server_context(settings.tls)
-    return partial(StreamModule, live, store, remote=await crew.remote(settings.adapter), tls=tls)
+    return partial(StreamModule, live, store, remote=await crew.remote("stream", settings.adapter), tls=tls)
 
 
 async def _make_queue(crew: Crew, live: Live[Any], settings: Any) -> Make:

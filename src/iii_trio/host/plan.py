@@ -158,8 +158,11 @@ def _refuse_own_port(plan: Plan) -> None:
         bridge = None if settings is None else settings.adapter.bridge
         if bridge is None:
             continue
-        parts = urlsplit(bridge[0])
-        host, port = (parts.hostname or "").lower(), parts.port or {"wss": 443}.get(parts.scheme, 80)
+        try:
+            parts = urlsplit(bridge[0])
+            host, port = (parts.hostname or "").lower(), parts.port or {"wss": 443}.get(parts.scheme, 80)
+        except ValueError:
+            continue  # who makes the link says what is wrong with it
         if host in THIS_MACHINE and any(port == listener.port for listener in plan.listeners):
             text = f"{bridge[0]} is this engine's own worker port; name the engine that keeps the data"
             entry = plan.blocks[name].entry

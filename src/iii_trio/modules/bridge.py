@@ -13,14 +13,15 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
 import trio
 from attrs import define, field, frozen
 
 from ..engine import DEFAULT_NAMESPACE, Call, Engine, Outcome
-from ..engine.deadlines import Timer
+from ..engine.deadlines import Bucket, Timer
 from ..protocol import Json, JsonError, cancellation, errors
 from ..protocol.errors import ConfigError, WireError
 from ..protocol.limits import BRIDGE_CALL_S, BRIDGE_CALLS, BRIDGE_PATIENCE_S, BRIDGE_WAITING, BRIDGE_WAITING_BYTES
@@ -43,7 +44,7 @@ RECONNECT: Final = Reconnect(first_s=0.25, limit_s=10.0)
 
 @define(eq=False)
 class _Request:
-    """One request: it waits, is under way as `relayed`, and has ended when `on_done` is None."""
+    """One request: it waits, is under way as `relayed`, and has ended when `on_done` is None. `bucket`: its deadline's."""
 
     bridge: "Bridge"
     function_id: str
@@ -54,8 +55,12 @@ class _Request:
     lasting: bool
     traceparent: str | None
     baggage: str | None
-    timer: Timer
     relayed: Relayed | None = None
+    bucket: Bucket | None = None
+
+    def expire(self) -> None:
+        """See `Expiring`."""
+        self.bridge.expire(self)
 
     def cancel(self, *, reason: str | None = None) -> None:
         """Whoever asked does not want the answer any more; a lasting request that has been sent is left to end."""
@@ -93,6 +98,8 @@ class Bridge:
     url: str
     token: str | None = field(default=None, repr=False)
     open_stream: OpenStream | None = None
+    shown: str = field(init=False)
+    """The URL as errors name it: without what it may have of secrets."""
     announces: bool = field(default=False, init=False)
     _core: Engine | None = field(default=None, init=False)
     _client: Client | None = field(default=None, init=False)
@@ -115,9 +122,10 @@ class Bridge:
 
     def __attrs_post_init__(self) -> None:
         try:
-            Address.parse(self.url)
+            parts = urlsplit(Address.parse(self.url).url)
         except ValueError as error:
             raise ConfigError(f"`bridge_url`: {error}") from None
+        self.shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
         function_id = f"stream::bridge::on_pub::{uuid.uuid4()}"
         self._function = Function(id=function_id, handler=self._on_event, validate=False, metadata={"internal": True})
 
@@ -165,7 +173,7 @@ class Bridge:
     def _give_up(self) -> None:
         """It has been away for too long: what waits fails, and what comes fails at once until it is back."""
         self._patience = None
-        self._refuse(f"{self.url} is not connected; the bridge goes on trying")
+        self._refuse(f"{self.shown} is not connected; the bridge goes on trying")
 
     def _refuse(self, why: str) -> None:
         self._refusal = why
@@ -192,7 +200,7 @@ class Bridge:
                 await session.barrier().wait()
             registered = session.registered
             if registered is not None and core.workers.get(registered.worker_id) is not None:
-                text = f"`bridge_url` {self.url} leads back to this engine; name another engine's worker port"
+                text = f"`bridge_url` {self.shown} leads back to this engine; name another engine's worker port"
                 log.error("%s", text)
                 self._refuse(text)
             elif self._follower is not None and not session.closing:
@@ -231,7 +239,7 @@ class Bridge:
             self._refused(on_done, why or "the bridge is not running", NOT_CONNECTED)
             return
         if len(self._running) >= BRIDGE_CALLS:
-            self._refused(on_done, f"{BRIDGE_CALLS} requests wait for {self.url} already", errors.WORKER_OVERLOADED)
+            self._refused(on_done, f"{BRIDGE_CALLS} requests wait for {self.shown} already", errors.WORKER_OVERLOADED)
             return
         try:
             metadata = _passed_on(core.id, call)
@@ -251,15 +259,17 @@ class Bridge:
             lasting=lasting,
             traceparent=None if call is None else call.traceparent,
             baggage=None if call is None else call.baggage,
-            timer=core.deadlines.after(timeout_s, lambda: self._expire(request)),
         )
+        core.deadlines.add(core.clock.now() + timeout_s, request)
         self._running[request] = None
         if call is not None:
             call.scope = request
         if not self._waiting and client.relay.ready:
             self._send(client, request)
         elif len(self._waiting) >= BRIDGE_WAITING or self._waiting_bytes >= BRIDGE_WAITING_BYTES:
-            self._fail(request, f"{len(self._waiting)} requests wait for {self.url} already", errors.WORKER_OVERLOADED)
+            self._fail(
+                request, f"{len(self._waiting)} requests wait for {self.shown} already", errors.WORKER_OVERLOADED
+            )
         else:
             self._waiting.append(request)
             self._waiting_bytes += len(data)
@@ -283,16 +293,17 @@ class Bridge:
             self._fail(request, error.message, error.code)
             return
         if request.relayed is None:
-            self._fail(request, f"{self.url} is not connected", NOT_CONNECTED)
+            self._fail(request, f"{self.shown} is not connected", NOT_CONNECTED)
 
     def _on_answer(self, request: _Request, answer: PendingCall) -> None:
         self._answered += 1
         self.end(request, Outcome(answer.result) if answer.error is None else Outcome.failed(answer.error))
 
-    def _expire(self, request: _Request) -> None:
+    def expire(self, request: _Request) -> None:
+        """A request has had its time."""
         if request.relayed is not None:
             request.relayed.give_up(cancellation.DEADLINE)
-        self._fail(request, f"{self.url} did not answer within {request.timeout_s:g} s", errors.TIMEOUT)
+        self._fail(request, f"{self.shown} did not answer within {request.timeout_s:g} s", errors.TIMEOUT)
 
     def _fail(self, request: _Request, why: str, code: str) -> None:
         self._failed += 1
@@ -308,10 +319,13 @@ class Bridge:
         if on_done is None:
             return
         self._running.pop(request, None)
-        request.timer.cancel()
+        if request.bucket is not None:
+            del request.bucket[request]
+            request.bucket = None
         if request.relayed is None and request in self._waiting:
             self._waiting.remove(request)
             self._waiting_bytes -= len(request.data)
+        request.relayed = None  # the two hold each other
         on_done(outcome)
 
     # -- stream events ------------------------------------------------------------------------------------------------
@@ -366,8 +380,10 @@ _TOPIC_TRIGGER: Final = Trigger(trigger_type="subscribe", config={"topic": TOPIC
 
 def _passed_on(engine_id: str, call: Call | None) -> Json:
     """The metadata of a request made for `call`. Raises `WireError` if it has come through this engine before."""
+    if call is None or not call.metadata:
+        return _first(engine_id)
     via: list[str] = []
-    if call is not None and call.metadata:
+    if VIA.encode() in call.metadata:
         try:
             metadata = Json(call.metadata).decode()
         except JsonError:
@@ -380,3 +396,8 @@ def _passed_on(engine_id: str, call: Call | None) -> Json:
             "the engines bridge to each other in a circle; one of them has to keep the data", "bridge_circle"
         )
     return Json.of({VIA: [*via, engine_id]})
+
+
+@cache
+def _first(engine_id: str) -> Json:
+    return Json.of({VIA: [engine_id]})

@@ -7,7 +7,8 @@ later than the queue's window of repetitions may let one in twice). Events of on
 are enqueued one after the other, in the order of the writes.
 
 What cannot be enqueued waits on disk: until the queue is back, which is noticed at once, or for another try after a pause
-that grows. In memory lie only so many events of each queue; the rest is read back from the store in its turn.
+that grows. It holds up its lane and no other. In memory lie only so many events of each queue; the rest is read back from
+the store in its turn.
 """
 
 import logging
@@ -57,7 +58,7 @@ class Row:
 class OutboxStatistics:
     """Events that are `recorded` and not in their queue yet, of which `held` lie in memory; `enqueued` so far.
 
-    `refused`: tries that the queue did not take; `waiting`: queues for which there is a pause now.
+    `refused`: tries that the queue did not take; `waiting`: lanes for which there is a pause now.
     """
 
     recorded: int
@@ -68,28 +69,34 @@ class OutboxStatistics:
 
 
 @define(eq=False)
+class _Lane:
+    """Events that are enqueued one after the other: the first is on its way, or waits for another try."""
+
+    rows: deque[Row]
+    pause_s: float = 0.0
+    timer: Timer | None = None
+
+
+@define(eq=False)
 class _Line:
     """The events for one queue: lanes of those in memory; `behind` says that the store has more than these."""
 
     queue: str
-    lanes: dict[str, deque[Row]] = field(factory=dict)
-    calling: set[str] = field(factory=set)
+    lanes: dict[str, _Lane] = field(factory=dict)
     held: int = 0
     held_bytes: int = 0
     last: str = ""
     behind: bool = False
     reading: bool = False
     missed: bool = False
-    pause_s: float = 0.0
+    refused: bool = False
+    """The last try of any of them was; it has been said."""
     timer: Timer | None = None
+    """It could not be read; another try."""
 
     @property
     def full(self) -> bool:
         return self.held >= OUTBOX_PAGE or self.held_bytes >= OUTBOX_PAGE_BYTES
-
-    @property
-    def paused(self) -> bool:
-        return self.timer is not None
 
 
 @define(eq=False)
@@ -128,8 +135,9 @@ class Outbox:
             self._untap()
             self._untap = None
         for line in self._lines.values():
-            if line.timer is not None:
-                line.timer.cancel()
+            for timer in (line.timer, *(lane.timer for lane in line.lanes.values())):
+                if timer is not None:
+                    timer.cancel()
 
     def check_provider(self) -> None:
         """Raises `TriggerRejected` if nobody can take durable deliveries, and nobody is about to."""
@@ -185,38 +193,34 @@ class Outbox:
         line.last = row.key
         lane = line.lanes.get(row.lane)
         if lane is not None:
-            lane.append(row)
+            lane.rows.append(row)
             return
-        line.lanes[row.lane] = deque((row,))
-        if not line.paused:
-            self._call(line, row.lane)
+        line.lanes[row.lane] = _Lane(deque((row,)))
+        self._call(line, line.lanes[row.lane])
 
-    def _call(self, line: _Line, lane: str) -> None:
-        row = line.lanes[lane][0]
-        line.calling.add(lane)
+    def _call(self, line: _Line, lane: _Lane) -> None:
+        row = lane.rows[0]
 
         def done(outcome: Outcome) -> None:
-            line.calling.discard(lane)
             if outcome.ok:
                 self._enqueued += 1
-                line.pause_s = 0.0
+                lane.pause_s, line.refused = 0.0, False
                 self._take_out(line, row)
                 self._next(line, lane)
             else:
                 self._refused += 1
-                self._pause(line, str(outcome.exception()))
+                self._pause(line, lane, str(outcome.exception()))
 
         self.peer.call(ENQUEUE, Json(row.request), done, timeout_s=ENQUEUE_S)
 
-    def _next(self, line: _Line, lane: str) -> None:
-        waiting = line.lanes[lane]
-        row = waiting.popleft()
+    def _next(self, line: _Line, lane: _Lane) -> None:
+        row = lane.rows.popleft()
         line.held -= 1
         line.held_bytes -= len(row.request)
-        if not waiting:
-            del line.lanes[lane]
-        elif not line.paused:
+        if lane.rows:
             self._call(line, lane)
+        else:
+            del line.lanes[row.lane]
         if not line.held and line.behind:
             self._read(line)
 
@@ -235,37 +239,33 @@ class Outbox:
 
     # -- pauses -------------------------------------------------------------------------------------------------------
 
-    def _pause(self, line: _Line, why: str) -> None:
-        if line.paused or self._closed:
+    def _pause(self, line: _Line, lane: _Lane, why: str) -> None:
+        if self._closed:
             return
-        if not line.pause_s:
-            log.warning("events for queue %s wait in the outbox: %s", line.queue, why)
-        line.pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * line.pause_s))
-        line.timer = self.core.deadlines.after(line.pause_s, lambda: self._resume(line))
+        if not line.refused:
+            line.refused = True
+            log.warning("events for queue %s wait in the outbox and are tried again: %s", line.queue, why)
+        lane.pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * lane.pause_s))
+        lane.timer = self.core.deadlines.after(lane.pause_s, lambda: self._resume(line, lane))
 
-    def _resume(self, line: _Line) -> None:
-        if line.timer is not None:
-            line.timer.cancel()
-            line.timer = None
-        for lane in [lane for lane in line.lanes if lane not in line.calling]:
-            if line.paused:
-                return  # refused again
+    def _resume(self, line: _Line, lane: _Lane) -> None:
+        if lane.timer is not None:
+            lane.timer.cancel()
+            lane.timer = None
             self._call(line, lane)
-        if not line.held and line.behind:
-            self._read(line)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, FunctionsChanged) and event.function_id == ENQUEUE and event.available:
             for line in self._lines.values():
-                if line.paused:
-                    self._resume(line)
+                for lane in tuple(line.lanes.values()):
+                    self._resume(line, lane)
 
     # -- reading back -------------------------------------------------------------------------------------------------
 
     def _read(self, line: _Line) -> None:
         if line.reading or self._closed:
             return
-        line.reading, line.missed = True, False
+        line.reading, line.missed, line.timer = True, False, None
 
         def look(items: Iterable[tuple[str, bytes]]) -> tuple[list[Row], bool]:
             rows: list[Row] = []
@@ -283,15 +283,15 @@ class Outbox:
                 line.queue, look, lambda result: self._have_read(line, result), by_key=True, after=line.last
             )
         except StoreError as error:
-            line.reading = False
-            self._pause(line, str(error))
+            self._have_read(line, Failed(error))
 
     def _have_read(self, line: _Line, result: Result[tuple[list[Row], bool]]) -> None:
         line.reading = False
         if self._closed:
             return
         if isinstance(result, Failed):
-            self._pause(line, str(result.error))
+            log.error("events for queue %s could not be read back, trying again: %s", line.queue, result.error)
+            line.timer = self.core.deadlines.after(LONGEST_PAUSE_S, lambda: self._read(line))
             return
         rows, more = result.value
         line.behind = more or line.missed
@@ -308,7 +308,7 @@ class Outbox:
             held=sum(line.held for line in lines),
             enqueued=self._enqueued,
             refused=self._refused,
-            waiting=sum(line.paused for line in lines),
+            waiting=sum(lane.timer is not None for line in lines for lane in line.lanes.values()),
         )
 
 

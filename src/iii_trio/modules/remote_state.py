@@ -26,7 +26,8 @@ NO_FIELDS: Final = frozenset({"state::list_groups"})
 class RemoteState:
     """See the module. `summaries` has the error's code and first words by function id. `check_size` raises `WireError`.
 
-    `fire_*` tell the bindings of this engine: scope, key, the value before, and the one after.
+    `fire_*` tell the bindings of this engine: scope, key, the value before, and the one after; only if it `listens` is
+    an answer looked into for them.
     """
 
     remote: Remote
@@ -34,6 +35,7 @@ class RemoteState:
     check_size: Callable[[int], None]
     fire_set: Callable[[Call, str, str, Json, Json], None]
     fire_deleted: Callable[[Call, str, str, Json], None]
+    listens: Callable[[], bool]
 
     def register(self, peer: LocalPeer, function_id: str, _own: InlineHandler, **said: Any) -> None:
         """Serve one of the functions, in the place of the one over a store of this engine."""
@@ -55,8 +57,9 @@ class RemoteState:
 
         def done(result: Json) -> None:
             call.succeed(result)
-            old, new = _change(result)
-            self.fire_set(call, scope, key, old, value if new is None else new)
+            if self.listens():
+                old, new = _change(result)
+                self.fire_set(call, scope, key, old, value if new is None else new)
 
         payload = Json(b'%s,"value":%s}' % (Json.of(sent).raw[:-1], value.raw))
         self._request(call, payload, done, lasting=True)
@@ -84,7 +87,7 @@ class RemoteState:
 
         def done(result: Json) -> None:
             call.succeed(result)
-            old, new = _change(result)
+            old, new = _change(result) if self.listens() else (NULL, None)
             if new is not None and (old != NULL or failed_ops(result) < count):
                 self.fire_set(call, scope, key, old, new)
 

@@ -7,7 +7,6 @@ sloppy (spec/protocol.md §3.1, §20.1) and strict where a frame, passed on, cou
 deeper than 128 levels, lone surrogates and endless numbers are decode errors here, not there (`scan.py`).
 """
 
-import functools
 import re
 import types
 import uuid
@@ -285,10 +284,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@functools.cache
+_NAMES: Final[dict[type[Any], tuple[str, ...]]] = {}
+
+
 def _names(cls: type[Any]) -> tuple[str, ...]:
     """The attributes of an attrs class, looked up once; none for any other class."""
-    return tuple(attribute.name for attribute in attrs.fields(cls)) if attrs.has(cls) else ()
+    names = _NAMES.get(cls)
+    if names is None:
+        names = _NAMES[cls] = tuple(a.name for a in attrs.fields(cls)) if attrs.has(cls) else ()
+    return names
 
 
 def _fields(value: Any) -> dict[str, Any]:

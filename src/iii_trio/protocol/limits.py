@@ -83,8 +83,11 @@ CHILD_LINE_CHARS: Final = 16_384
 HTTP_BODY: Final = 16 * MIB
 HTTP_FORM: Final = 256 * KIB
 HTTP_WAITING: Final = 1_024
+HTTP_BODIES_ALL: Final = 256 * MIB
+HTTP_UNSENT_ALL: Final = 256 * MIB
 HTTP2_STREAMS: Final = 100
-HTTP2_WINDOW: Final = 64 * KIB
+HTTP2_WINDOW: Final = 256 * KIB
+HTTP2_WINDOWS: Final = 8 * MIB
 HTTP2_FRAME: Final = 16 * KIB
 HTTP2_OUTBOX: Final = 256 * KIB
 HTTP2_NUISANCE: Final = 1_000
@@ -250,10 +253,13 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit("HTTP_WAITING", HTTP_WAITING, "requests", "503", "bursts", "http.concurrency_queue_limit"),
     Limit("HTTP2_STREAMS", HTTP2_STREAMS, "requests", "refused, to be asked again", "at once on one connection"),
     Limit("HTTP2_WINDOW", HTTP2_WINDOW, "bytes", "the client waits", "what of one upload nobody has read yet"),
+    Limit("HTTP2_WINDOWS", HTTP2_WINDOWS, "bytes", "the client waits", "all uploads of one connection"),
     Limit("HTTP2_FRAME", HTTP2_FRAME, "bytes", "GOAWAY", "a frame is held until it is whole"),
     Limit("HTTP2_OUTBOX", HTTP2_OUTBOX, "bytes", "its streams wait", "what one connection still has to send"),
     Limit("HTTP2_NUISANCE", HTTP2_NUISANCE, "points", "GOAWAY", "frames that carry nothing; 100 come back in a second"),
     Limit("HTTP2_SETTINGS", HTTP2_SETTINGS, "frames", "GOAWAY", "settings of one connection are kept"),
+    Limit("HTTP_BODIES_ALL", HTTP_BODIES_ALL, "bytes", "503", "bodies that are parsed, of all requests under way"),
+    Limit("HTTP_UNSENT_ALL", HTTP_UNSENT_ALL, "bytes", "the oldest is broken off", "clients that ask and do not read"),
     Limit("HTTP_BODY", HTTP_BODY, "bytes", "413", "a request body is held in memory", "http.body_limit"),
     Limit("HTTP_CALLS", HTTP_CALLS, "calls", "`worker_overloaded`", "HTTP-invoked functions, all hosts together"),
     Limit("HTTP_HOST_RUNNING", HTTP_HOST_RUNNING, "calls", "the rest waits", "connections to one host"),

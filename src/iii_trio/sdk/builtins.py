@@ -115,9 +115,7 @@ class Scope:
         """
         return await self._call("list", _page(prefix, after, limit))
 
-    async def items(
-        self, *, prefix: str | None = None, after: str | None = None, limit: int | None = None
-    ) -> Items:
+    async def items(self, *, prefix: str | None = None, after: str | None = None, limit: int | None = None) -> Items:
         """Keys with their values, in the order in which the keys were first set.
 
         With one of the options by key: those that begin with `prefix`, greater than `after`, at most `limit` of them.

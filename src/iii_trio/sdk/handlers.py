@@ -150,6 +150,11 @@ class Handlers:
         """Whether so many invocations wait that no more should be read."""
         return self._waiting >= BACKLOG
 
+    @property
+    def alone(self) -> bool:
+        """Whether no more than one invocation is accepted and not ended."""
+        return len(self._running) <= 1
+
     def start(self, function: Function, invocation: Invocation, data: Json) -> WireError | None:
         """Begin an invocation; returns the error to answer with when it cannot be taken."""
         if invocation.id in self._running:
@@ -213,12 +218,18 @@ class Handlers:
             self._forget(running)
 
     async def _call_limited(self, running: _Running) -> Json:
-        own = self._limits.of(running.function)
-        if own is None:
-            async with self._limits.worker:
+        own, worker = self._limits.of(running.function), self._limits.worker
+        if own is not None:
+            await _acquire(own)
+        try:
+            await _acquire(worker)
+            try:
                 return await self._call(running)
-        async with own, self._limits.worker:
-            return await self._call(running)
+            finally:
+                worker.release()
+        finally:
+            if own is not None:
+                own.release()
 
     async def _call(self, running: _Running) -> Json:
         self._begin(running)
@@ -271,6 +282,15 @@ class Handlers:
             self._idle.set()
             self._idle = None
         self._on_change()
+
+
+async def _acquire(limiter: trio.CapacityLimiter) -> None:
+    """As `limiter.acquire`, but where there is room, the turn is not given away: a handler begins in the one it has."""
+    await trio.lowlevel.checkpoint_if_cancelled()
+    try:
+        limiter.acquire_nowait()
+    except trio.WouldBlock:
+        await limiter.acquire()
 
 
 def outcome(invocation: Invocation, result: Json | None, failure: WireError | None) -> InvocationResult:

@@ -220,7 +220,7 @@ class Session:
                 )
             )
         await self.wait_room()
-        return self._connection.push(text)
+        return self._connection.push_now(text) if self.handlers.alone else self._connection.push(text)
 
     def barrier(self) -> Barrier:
         """What waits until the engine has read all that was sent until now: it answers pings in the order of frames.
@@ -239,7 +239,8 @@ class Session:
             return False
         self._calls.begin(call)
         self._balance()
-        if self._connection.push(text):
+        # one call at a time is a caller who waits for it; many share a write
+        if self._connection.push_now(text) if len(self._calls) == 1 else self._connection.push(text):
             return True
         self._calls.withdraw(call)
         return False

@@ -194,10 +194,17 @@ class Worker:
         item: str | None = None,
         condition: str | None = None,
         metadata: Any = None,
+        durable: bool = False,
+        queue: str | None = None,
     ) -> Callable[[F], F]:
-        """Call the handler with every event of the stream `name`, in `group`, about `item`; None stands for any."""
-        places = (("stream_name", name), ("group_id", group), ("item_id", item))
-        config = {key: value for key, value in places if value is not None}
+        """Call the handler with every event of the stream `name`, in `group`, about `item`; None stands for any.
+
+        `durable` and `queue`: see `state`.
+        """
+        places = (("stream_name", name), ("group_id", group), ("item_id", item), ("queue", queue))
+        config: dict[str, Any] = {key: value for key, value in places if value is not None}
+        if durable:
+            config["durable"] = True
         return self.on("stream", config, condition=condition, metadata=metadata)
 
     def subscribe(self, topic: str, *, condition: str | None = None, metadata: Any = None) -> Callable[[F], F]:

@@ -3,7 +3,8 @@
 Theory of operation. `submit` counts an operation in and passes it to whoever carries it out: a thread (`forward`), or
 the desk's own task (`carry_out`), which then needs no thread at all. The finished operation comes back through
 `finish`, and `run` (the desk's one task, owned by the block that opened the store) counts it out and calls its
-callback. Because callbacks run in that task alone, they never run inside `submit`, they may submit again, and an
+callback. What a thread has done comes back through `hand_back`, which calls back in that very step where it can: a turn
+of the loop less between the disk and the answer. Callbacks never run inside `submit`, they may submit again, and an
 exception in one of them leaves through the nursery of the store's owner.
 """
 

@@ -297,9 +297,10 @@ class JobLogHandle:
         """See `JobLog.load`."""
         self._read(lambda table: table.load(after, max(limit, 0)), on_done, (), (after, limit))
 
-    def headings(self, after: int, limit: int, on_done: OnDone[list[Heading]]) -> None:
-        """See `JobLog.headings`."""
-        self._read(lambda table: table.headings(after, max(limit, 0)), on_done, (), (after, limit))
+    def find(self, seqs: Sequence[int], on_done: OnDone[list[Job]]) -> None:
+        """See `JobLog.find`."""
+        kept = tuple(seqs)
+        self._read(lambda table: table.find(kept), on_done, (), kept)
 
     def census(self, on_done: OnDone[Census]) -> None:
         """See `JobLog.census`."""
@@ -349,12 +350,6 @@ class JobLogHandle:
         self._dead_lettered += 1
         numbers = (seq, attempts, failed_at_ms)
         self._write(lambda table: table.dead_letter(seq, attempts, error, failed_at_ms), on_done, (error,), numbers)
-
-    def remove(self, seqs: Sequence[int], on_done: OnDone[int]) -> None:
-        """See `JobLog.remove`."""
-        kept = tuple(seqs)
-        self._removed += len(kept)
-        self._write(lambda table: table.remove(kept), on_done, (), kept)
 
     def clear(
         self, queue: str, through: int, spared: Sequence[int], limit: int, on_done: OnDone[list[Heading]]

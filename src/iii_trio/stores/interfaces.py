@@ -248,8 +248,8 @@ class JobLog(Protocol):
     """The durable side of the queues (spec/queue.md §5, §9, §15).
 
     The log belongs to exactly one engine (its lock file sees to that), so *claiming* a job, *extending* the claim and
-    *reclaiming* it are matters of the engine's memory and cost no write: `headings` at the start hand over every live
-    job, and with it the claim on all of them; a lease is a deadline of the engine; after a crash the next start
+    *reclaiming* it are matters of the engine's memory and cost no write: with `pages` and `promote` the log hands over
+    what comes next, and the claim with it; a lease is a deadline of the engine; after a crash the next start
     reclaims whatever was in flight. Only what must survive is an operation here: the job, its failures, its end.
     """
 
@@ -265,8 +265,8 @@ class JobLog(Protocol):
     def load(self, after: int, limit: int, on_done: OnDone[list[Job]]) -> None:
         """Answer up to `limit` live jobs with `seq` > `after`, in order; [] is the end. Start with 0."""
 
-    def headings(self, after: int, limit: int, on_done: OnDone[list[Heading]]) -> None:
-        """As `load`, without payloads: what a start reads of a million jobs."""
+    def find(self, seqs: Sequence[int], on_done: OnDone[list[Job]]) -> None:
+        """Answer those of these live jobs that are there, in order."""
 
     def census(self, on_done: OnDone[Census]) -> None:
         """Count the live jobs of every queue: all that a start needs to know."""
@@ -304,9 +304,6 @@ class JobLog(Protocol):
 
     def dead_letter(self, seq: int, attempts: int, error: str, failed_at_ms: int, on_done: OnDone[bool]) -> None:
         """Move the job to the dead letters of its queue; answers whether it was there."""
-
-    def remove(self, seqs: Sequence[int], on_done: OnDone[int]) -> None:
-        """Drop live jobs that nobody wants any more; answers how many were there."""
 
     def clear(
         self, queue: str, through: int, spared: Sequence[int], limit: int, on_done: OnDone[list[Heading]]

@@ -62,13 +62,13 @@ class MemoryJobTable:
         self._once[name] = once.until_ms
         return self.append(jobs)
 
-    def headings(self, after: int, limit: int) -> list[Heading]:
-        """See `JobLog.headings`."""
-        return [_heading(job) for job in self.load(after, limit)]
-
     def load(self, after: int, limit: int) -> list[Job]:
         """See `JobLog.load`."""
         return list(islice((job for job in self._jobs.values() if job.seq > after), limit))
+
+    def find(self, seqs: Sequence[int]) -> list[Job]:
+        """See `JobLog.find`."""
+        return [self._jobs[seq] for seq in sorted(set(seqs)) if seq in self._jobs]
 
     def census(self) -> Census:
         """See `JobLog.census`."""
@@ -140,22 +140,19 @@ class MemoryJobTable:
         self._dead[place] = DeadLetter(job=dead, failed_at_ms=failed_at_ms)
         return True
 
-    def remove(self, seqs: Sequence[int]) -> int:
-        """See `JobLog.remove`."""
-        return sum(self.ack(seq) for seq in seqs)
-
     def clear(self, queue: str, through: int, spared: Sequence[int], limit: int) -> list[Heading]:
         """See `JobLog.clear`."""
         kept = set(spared)
         places = self._groups.irange((queue,), (queue, _LAST))
         found = list(islice((seq for _, _, seq in places if seq <= through and seq not in kept), limit))
         headings = [_heading(self._jobs[seq]) for seq in found]
-        self.remove(found)
+        for seq in found:
+            self.ack(seq)
         return headings
 
     def remove_unclaimed(self, queue: str, limit: int) -> int:
         """See `JobLog.remove_unclaimed`."""
-        return self.remove([job.seq for job in self._unclaimed(queue, limit)])
+        return sum(self.ack(job.seq) for job in self._unclaimed(queue, limit))
 
     def adopt(self, from_queue: str, to_queue: str, namespace: str, function_id: str, limit: int) -> list[Job]:
         """See `JobLog.adopt`."""

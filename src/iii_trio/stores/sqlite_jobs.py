@@ -5,12 +5,14 @@ others and the newest dead letter has the largest.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 from attrs import evolve
 
+from ..protocol.limits import MAX_MESSAGE
 from .checksums import checksum, damaged
 from .interfaces import (
     Census,
@@ -103,6 +105,7 @@ _PLACES: Final = ", ".join("?" * len(_NAMES))
 _INSERT: Final = f"INSERT INTO jobs ({', '.join((*_NAMES, *_STATE))}, checksum) VALUES ({_PLACES}, ?, ?, ?)"
 _INSERT_DEAD: Final = f"INSERT INTO dead ({', '.join(_NAMES)}, failed_at_ms, checksum) VALUES ({_PLACES}, ?, ?)"
 
+_NEWEST: Final = "SELECT max(coalesce((SELECT max(seq) FROM jobs), 0), coalesce((SELECT max(seq) FROM dead), 0))"
 _TARGET: Final = "queue = ? AND delayed = 0 AND namespace = ? AND function_id = ?"
 _OF_PRIORITY: Final = (
     f"{_SELECT} INDEXED BY jobs_targets WHERE {_TARGET} AND priority = ? AND seq > ? ORDER BY seq LIMIT ?"
@@ -132,7 +135,12 @@ def _checksum(row: tuple[Any, ...], beside: int | None) -> int:
 
 
 def _live_checksum(job: Job) -> int:
-    return _checksum(_as_row(job), 2 * job.deliveries + job.delayed or None)
+    return _checksum(_as_row(job), _state(job))
+
+
+def _state(job: Job) -> int | None:
+    """As `JOB_COLUMNS` has it: None for a job as it was appended, and for all jobs of files from before there was one."""
+    return 2 * job.deliveries + job.delayed or None
 
 
 def prepare(connection: sqlite3.Connection) -> None:
@@ -151,13 +159,22 @@ def _job(row: tuple[Any, ...]) -> Job:
     return job
 
 
+def _bounded(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """The first of these rows, until their payloads fill a message of the largest size; more are a matter of another page."""
+    size = 0
+    for row in rows:
+        yield row
+        size += len(row[_PAYLOAD])
+        if size >= MAX_MESSAGE:
+            return
+
+
 class SqliteJobTable:
     """`JobTable` on one connection. Only one of a file's connections writes."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._execute = connection.execute
-        newest = "SELECT max(coalesce((SELECT max(seq) FROM jobs), 0), coalesce((SELECT max(seq) FROM dead), 0))"
-        self._last_seq: int = self._execute(newest).fetchone()[0]
+        self._last_seq: int = self._execute(_NEWEST).fetchone()[0]
 
     def append(self, jobs: Sequence[NewJob]) -> list[Job]:
         """See `JobLog.append`."""
@@ -175,6 +192,11 @@ class SqliteJobTable:
         ).rowcount
         return self.append(jobs) if taken else []
 
+    def find(self, seqs: Sequence[int]) -> list[Job]:
+        """See `JobLog.find`."""
+        places = ", ".join("?" * len(seqs))
+        return [_job(row) for row in self._execute(f"{_SELECT} WHERE seq IN ({places}) ORDER BY seq", tuple(seqs))]
+
     def census(self) -> Census:
         """See `JobLog.census`."""
         counts = "SELECT queue, count(*), sum(delayed) FROM jobs INDEXED BY jobs_groups GROUP BY queue"
@@ -188,7 +210,7 @@ class SqliteJobTable:
                 QueueCensus(queue, live, late, delayed[queue][0] if late else None)
                 for queue, live, late in self._execute(counts)
             ),
-            self._last_seq,
+            self._execute(_NEWEST).fetchone()[0],  # by the file: other connections give numbers too
             max((since_ms for _, since_ms in delayed.values()), default=0),
         )
 
@@ -258,20 +280,13 @@ class SqliteJobTable:
 
     def clear(self, queue: str, through: int, spared: Sequence[int], limit: int) -> list[Heading]:
         """See `JobLog.clear`."""
-        places = ", ".join("?" * len(spared))
-        found = (
-            f"SELECT {_HEADING_COLUMNS} FROM jobs INDEXED BY jobs_groups WHERE queue = ? AND seq <= ? "
-            f"AND seq NOT IN ({places}) LIMIT ?"
-        )
-        headings = [Heading(*row) for row in self._execute(found, (queue, through, *spared, limit))]
+        kept = set(spared)
+        found = f"SELECT {_HEADING_COLUMNS} FROM jobs INDEXED BY jobs_groups WHERE queue = ? AND seq <= ?"
+        rows = (row for row in self._execute(found, (queue, through)) if row[0] not in kept)
+        headings = [Heading(*row) for row in islice(rows, limit)]
         for heading in headings:
             self.ack(heading.seq)
         return headings
-
-    def headings(self, after: int, limit: int) -> list[Heading]:
-        """See `JobLog.headings`. Checksums were looked at when the file was opened, and are again on delivery."""
-        statement = f"SELECT {_HEADING_COLUMNS} FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
-        return [Heading(*row) for row in self._execute(statement, (after, limit))]
 
     def load(self, after: int, limit: int) -> list[Job]:
         """See `JobLog.load`."""
@@ -303,10 +318,6 @@ class SqliteJobTable:
         self._execute(_INSERT_DEAD, (*row, failed_at_ms, _checksum(row, failed_at_ms)))
         return self.ack(seq)
 
-    def remove(self, seqs: Sequence[int]) -> int:
-        """See `JobLog.remove`."""
-        return sum(self.ack(seq) for seq in seqs)
-
     def remove_unclaimed(self, queue: str, limit: int) -> int:
         """See `JobLog.remove_unclaimed`."""
         found = "SELECT seq FROM jobs WHERE queue = ? AND function_id IS NULL ORDER BY seq LIMIT ?"
@@ -316,7 +327,8 @@ class SqliteJobTable:
         """See `JobLog.adopt`."""
         unclaimed = f"{_SELECT} WHERE queue = ? AND function_id IS NULL ORDER BY seq LIMIT ?"
         rows = self._execute(unclaimed, (from_queue, limit))
-        jobs = [evolve(_job(row), queue=to_queue, namespace=namespace, function_id=function_id) for row in rows]
+        found = [_job(row) for row in _bounded(rows)]
+        jobs = [evolve(job, queue=to_queue, namespace=namespace, function_id=function_id) for job in found]
         for job in jobs:
             self._execute(
                 "UPDATE jobs SET queue = ?, namespace = ?, function_id = ?, checksum = ? WHERE seq = ?",
@@ -330,7 +342,7 @@ class SqliteJobTable:
         rows = self._execute(
             f"{_SELECT_DEAD} WHERE queue IN ({places}) ORDER BY seq DESC LIMIT ? OFFSET ?", (*queues, limit, offset)
         )
-        return [DeadLetter(job=_job(row), failed_at_ms=row[-2]) for row in rows]
+        return [DeadLetter(job=_job(row), failed_at_ms=row[-2]) for row in _bounded(rows)]
 
     def dead_counts(self) -> dict[str, int]:
         """See `JobLog.dead_counts`."""
@@ -339,7 +351,7 @@ class SqliteJobTable:
     def redrive(self, queue: str, limit: int, due_at_ms: int) -> list[Job]:
         """See `JobLog.redrive`."""
         rows = self._execute(f"{_SELECT_DEAD} WHERE queue = ? ORDER BY seq LIMIT ?", (queue, limit))
-        return [self._revive(dead, due_at_ms) for dead in [_job(row) for row in rows]]
+        return [self._revive(dead, due_at_ms) for dead in [_job(row) for row in _bounded(rows)]]
 
     def redrive_one(self, queue: str, job_id: str, due_at_ms: int) -> Job | None:
         """See `JobLog.redrive_one`."""
@@ -414,7 +426,8 @@ class SqliteJobTable:
         return self._last_seq
 
     def _insert(self, job: Job) -> Job:
-        self._execute(_INSERT, (*_as_row(job), job.deliveries, job.delayed, _live_checksum(job)))
+        row = _as_row(job)
+        self._execute(_INSERT, (*row, job.deliveries, job.delayed, _checksum(row, _state(job))))
         return job
 
     def _find(self, seq: int) -> Job | None:

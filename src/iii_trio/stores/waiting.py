@@ -172,15 +172,15 @@ class WaitingJobLog:
         await self.log.room()
         return await settle(lambda done: self.log.load(after, limit, done))
 
-    async def headings(self, after: int = 0, limit: int = 1000) -> list[Heading]:
-        """See `JobLog.headings`."""
-        await self.log.room()
-        return await settle(lambda done: self.log.headings(after, limit, done))
-
     async def ack(self, seq: int) -> bool:
         """See `JobLog.ack`."""
         await self.log.room()
         return await settle(lambda done: self.log.ack(seq, done))
+
+    async def find(self, seqs: Sequence[int]) -> list[Job]:
+        """See `JobLog.find`."""
+        await self.log.room()
+        return await settle(lambda done: self.log.find(seqs, done))
 
     async def census(self) -> Census:
         """See `JobLog.census`."""
@@ -213,11 +213,6 @@ class WaitingJobLog:
         """See `JobLog.dead_letter`."""
         await self.log.room()
         return await settle(lambda done: self.log.dead_letter(seq, attempts, error, failed_at_ms, done))
-
-    async def remove(self, seqs: Sequence[int]) -> int:
-        """See `JobLog.remove`."""
-        await self.log.room()
-        return await settle(lambda done: self.log.remove(seqs, done))
 
     async def clear(self, queue: str, through: int, spared: Sequence[int] = (), limit: int = 1000) -> list[Heading]:
         """See `JobLog.clear`."""

@@ -92,11 +92,18 @@ class _Turn:
     pushed_to: "list[Connection]" = field(factory=list)
 
     def follow(self) -> None:
-        """Do what was put off to the end of the batch."""
+        """Do what was put off to the end of the batch; what the batch itself has pushed is written before."""
         while self.following:
+            self.write()
             steps, self.following = self.following, []
             for step in steps:
                 step()
+
+    def write(self) -> None:
+        """Write to each connection that was pushed to."""
+        pushed_to, self.pushed_to = self.pushed_to, []
+        for connection in pushed_to:
+            connection._write_now()
 
 
 _turn: Final = trio.lowlevel.RunVar[_Turn]("iii_trio.transport.turn")
@@ -112,10 +119,10 @@ def _current_turn() -> _Turn:
 
 
 def after_batch(step: Callable[[], None]) -> bool:
-    """Have `step` called once everything in the batch under way has been dispatched, before what it caused is written.
+    """Have `step` called when everything in the batch under way has been dispatched and its answers are written.
 
-    It is called, too, when the batch fails; it must not wait, and may put off a further step. False, and nothing is
-    called, when no batch is under way.
+    What the step pushes leaves in one more write. It is called, too, when the batch fails; it must not wait, and may put
+    off a further step. False, and nothing is called, when no batch is under way.
     """
     turn = _current_turn()
     if turn.active:
@@ -142,9 +149,7 @@ def one_batch() -> Iterator[None]:
             turn.follow()
     finally:
         turn.active = False
-        pushed_to, turn.pushed_to = turn.pushed_to, []
-        for connection in pushed_to:
-            connection._write_now()
+        turn.write()
 
 
 @define(eq=False, repr=False)
@@ -218,6 +223,11 @@ class Connection:
         if self._writer_idle:
             self._wake_writer()
         return True
+
+    def push_now(self, message: bytes) -> bool:
+        """As `push`, for whoever knows that nothing will follow: an idle plain socket is written to at once."""
+        with one_batch():
+            return self.push(message)
 
     def push_binary(self, data: bytes) -> bool:
         """Queue one binary message; otherwise as `push`."""
@@ -445,9 +455,7 @@ class Connection:
             self._scope.shield = True
         finally:
             turn.active = False
-            pushed_to, turn.pushed_to = turn.pushed_to, []
-            for connection in pushed_to:
-                connection._write_now()
+            turn.write()
 
     def _deliver_events(self) -> None:
         events, self._framing.events = self._framing.events, []

@@ -58,6 +58,7 @@ def test_documented_defaults() -> None:
         "trust_proxy": False,
         "null_result_timeout": 5_000,
         "expose_errors": True,
+        "http2": True,
         "request_id_header": "x-request-id",
         "ignore_trailing_slash": False,
         "access_log": False,
@@ -244,6 +245,11 @@ def test_old_adapter_classes(name: str, key: str, spelled: str, canonical: str) 
                 "c.yaml:4:23: adapter.name: Adapter factory 'nats' not found. "
                 "Available: [kv, builtin, in_memory, file_based, bridge]"
             ),
+        ),
+        (
+            "iii-stream",
+            "adapter: {name: bridge, config: {bridge_url: 'http://h:1'}}",
+            "c.yaml:4:40: adapter.config.bridge_url: 'http://h:1' is no WebSocket URL; give one like ws://localhost:49134",
         ),
         (
             "iii-stream",

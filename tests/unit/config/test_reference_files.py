@@ -36,7 +36,12 @@ KEYS: list[tuple[str, str, Any, str]] = [
     ("state", "adapter.class", "modules::state::adapters::KvStore", "aliased"),
     ("state", "adapter.name", "redis", "refused"),
     ("state", "adapter.name", "bridge", "honoured"),
-    ("stream", "adapter", {"class": "modules::stream::adapters::Bridge", "config": {"bridge_url": "ws://h:1"}}, "aliased"),
+    (
+        "stream",
+        "adapter",
+        {"class": "modules::stream::adapters::Bridge", "config": {"bridge_url": "ws://h:1"}},
+        "aliased",
+    ),
     ("queue", "adapter.name", "bridge", "refused"),
     ("state", "adapter.config.store_method", "file_based", "honoured"),
     ("state", "adapter.config.file_path", "./data/state_store.db", "honoured"),

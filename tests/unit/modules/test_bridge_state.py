@@ -1,5 +1,6 @@
 """State that another engine keeps: the same answers, triggers here, and what happens while the other engine is away."""
 
+import random
 from typing import Any
 
 import pytest
@@ -360,3 +361,73 @@ async def test_a_bridge_that_does_not_run_fails_at_once() -> None:
         async with running(module) as (_, user):
             with pytest.raises(WireError, match="via bridge: the bridge is not running"):
                 await ask(user, "state::get", KEY)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_every_call_ends_and_no_acknowledged_write_is_lost_whatever_happens_to_the_link(
+    autojump_clock: trio.testing.MockClock, seed: int
+) -> None:
+    dice = random.Random(seed)
+    acknowledged = unknown = 0
+
+    async def add(near: Side) -> None:
+        nonlocal acknowledged, unknown
+        await trio.sleep(dice.uniform(0, 60))
+        timeout_s = dice.choice([0.05, 1.0, 10.0, 100.0])
+        try:
+            ops = [{"type": "increment", "path": "", "by": 1}]
+            await ask(near.user, "state::update", {**KEY, "ops": ops}, timeout_s=timeout_s)
+            acknowledged += 1
+        except WireError as error:
+            assert error.code in ("UPDATE_ERROR", "TIMEOUT")  # noqa: PT017 - both ways of ending are fine
+            unknown += 1
+
+    async def harm(wire: Wire) -> None:
+        while True:
+            await trio.sleep(dice.uniform(0.1, 8))
+            match dice.choice(["cut", "freeze", "down"]):
+                case "cut":
+                    wire.cut()
+                case "freeze":
+                    wire.freeze()
+                    await trio.sleep(dice.uniform(0.1, 40))
+                    wire.thaw()
+                case "down":
+                    wire.up = False
+                    wire.cut()
+                    await trio.sleep(dice.uniform(0.1, 12))
+                    wire.up = True
+
+    async with bridged() as (near, far, wire):
+        await ask(far.user, "state::set", {**KEY, "value": 0})
+        before = near.core.statistics()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(harm, wire)
+            async with trio.open_nursery() as callers:
+                for _ in range(150):
+                    callers.start_soon(add, near)
+            nursery.cancel_scope.cancel()
+        wire.up = True
+        wire.thaw()
+        await trio.sleep(120)
+        await linked(near)
+        stored = await ask(near.user, "state::get", KEY)
+        assert acknowledged <= stored <= acknowledged + unknown
+        assert acknowledged > 0
+        assert near.bridge is not None
+        picture = near.bridge.statistics()
+        assert (picture.running, picture.waiting) == (0, 0)
+        after = near.core.statistics()
+        assert (after.running, after.waiting, after.functions) == (before.running, before.waiting, before.functions)
+        names = [worker.name for worker in far.core.workers]
+        assert names == [f"iii-bridge-{near.core.id}"]
+
+
+async def test_a_secret_in_the_url_stays_out_of_errors(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        wire = Wire(nursery)
+        async with side(Bridge("ws://me:pw@host:1/path?token=secret", open_stream=wire.open_stream)) as near:
+            with pytest.raises(WireError) as caught:
+                await ask(near.user, "state::get", KEY)
+            assert "via bridge: ws://host:1/path is not connected" in caught.value.message
+        nursery.cancel_scope.cancel()

@@ -1,7 +1,8 @@
 """Streams that another engine keeps: the same answers, and every engine's subscribers hear of every engine's events."""
 
+import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -255,3 +256,49 @@ async def _sends(near: Side) -> None:
 def answer(reference: Reference, call: dict[str, Any], **outcome: Any) -> None:
     keys = {"invocation_id": call["invocation_id"], "function_id": call["function_id"]}
     reference.send({"type": "invocationresult", **keys, **outcome})
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_followers_catch_up_whatever_happens_to_the_link(
+    autojump_clock: trio.testing.MockClock, seed: int
+) -> None:
+    dice = random.Random(seed)
+
+    async def write(side: Side) -> None:
+        for _ in range(40):
+            await trio.sleep(dice.uniform(0, 3))
+            item = f"i{dice.randrange(6)}"
+            data = {"id": item, "n": dice.random()}
+            with suppress(WireError):
+                if dice.random() < 0.3:
+                    await ask(side.user, "stream::delete", address(item))
+                else:
+                    await ask(side.user, "stream::set", {**address(item), "data": data})
+
+    async def harm(wire: Wire) -> None:
+        while True:
+            await trio.sleep(dice.uniform(0.5, 15))
+            if dice.random() < 0.5:
+                wire.cut()
+            else:
+                wire.freeze()
+                await trio.sleep(dice.uniform(0.1, 20))
+                wire.thaw()
+
+    async with bridged() as (near, far, wire):
+        client = await near.port.connect()
+        client.send("join")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(harm, wire)
+            async with trio.open_nursery() as writers:
+                for side in (near, far, near):
+                    writers.start_soon(write, side)
+            nursery.cancel_scope.cancel()
+        wire.thaw()
+        await trio.sleep(120)
+        follower = Follower()
+        while client.messages:
+            follower.take(client.messages.popleft())
+        stored = await ask(far.user, "stream::list", address(None))
+        assert follower.values == {one["id"]: one for one in stored}
+        assert follower.stamps == sorted(set(follower.stamps))

@@ -34,11 +34,11 @@ class Verdict:
     refused: int | None = None
 
 
-def ours(data: bytes, step: int = 0) -> Verdict:
+def ours(data: bytes, step: int = 64 * 1024) -> Verdict:
     parser = RequestParser()
     requests = []
-    for start in range(0, len(data), step or len(data)):
-        parser.feed(data[start : start + (step or len(data))])
+    for start in range(0, len(data), step):
+        parser.feed(data[start : start + step])
         requests += parser.arrived
         parser.arrived.clear()
     told = tuple(Told(r.method, r.target, r.version, tuple(r.headers), r.take(), r.complete) for r in requests)
@@ -48,41 +48,39 @@ def ours(data: bytes, step: int = 0) -> Verdict:
 
 
 def theirs(data: bytes) -> Verdict:
-    """The verdict of h11 at the bounds that it had, with an answer to each request."""
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HANDSHAKE_HEAD)
-    connection.receive_data(data)
+    """The verdict of h11 at the bounds that it had, with an answer to each request.
+
+    Empty lines before a request are taken out: RFC 9112 wants them passed over, as llhttp does and h11 does not.
+    """
     requests: list[Told] = []
-    head: h11.Request | None = None
-    body = b""
-
-    def told(request: h11.Request, *, whole: bool) -> Told:
-        method, version = request.method.decode(), request.http_version.decode()
-        return Told(method, request.target, version, tuple(request.headers), body, whole)
-
-    try:
-        while True:
-            event = connection.next_event()
+    while data := data.lstrip(b"\r\n"):
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HANDSHAKE_HEAD)
+        connection.receive_data(data)
+        head: h11.Request | None = None
+        body = b""
+        event: object = None
+        refused = None
+        while event not in (h11.NEED_DATA, h11.PAUSED) and not isinstance(event, h11.EndOfMessage):
+            try:
+                event = connection.next_event()
+            except h11.RemoteProtocolError as error:
+                refused = error.error_status_hint
+                break
             if isinstance(event, h11.Request):
-                head, body = event, b""
+                head = event
             elif isinstance(event, h11.Data):
                 body += bytes(event.data)
-            elif isinstance(event, h11.EndOfMessage):
-                assert head is not None
-                requests.append(told(head, whole=True))
-                head = None
-                connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
-                connection.send(h11.EndOfMessage())
-                if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
-                    return Verdict(tuple(requests))
-                connection.start_next_cycle()
-            else:
-                break
-    except h11.RemoteProtocolError as error:
+        whole = isinstance(event, h11.EndOfMessage)
         if head is not None:
-            requests.append(told(head, whole=False))
-        return Verdict(tuple(requests), error.error_status_hint)
-    if head is not None:
-        requests.append(told(head, whole=False))
+            method, version = head.method.decode(), head.http_version.decode()
+            requests.append(Told(method, head.target, version, tuple(head.headers), body, whole))
+        if not whole:
+            return Verdict(tuple(requests), refused)
+        connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+        connection.send(h11.EndOfMessage())
+        if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
+            break
+        data = connection.trailing_data[0]
     return Verdict(tuple(requests))
 
 
@@ -107,8 +105,8 @@ ALIKE: Final = {
     "chunks": CHUNKED + b"3\r\nabc\r\nA\r\n0123456789\r\n0\r\n\r\n" + NEXT,
     "half a chunk": CHUNKED + b"5\r\nab",
     "a chunk's extension": CHUNKED + b'3;a=b;c="d"\r\nabc\r\n0\r\n\r\n' + NEXT,
-    "trailers": CHUNKED + b"3\r\nabc\r\n0\r\nhost: evil\r\ncontent-length: 9\r\nz:\r\n\r\n" + NEXT,
-    "chunked in capitals": POST + b"TRANSFER-ENCODING: CHUNKED\r\n\r\n0\r\n\r\n",
+    "trailers": CHUNKED + b"3\r\nabc\r\n0\r\nhost: evil\r\nz:\r\n\r\n" + NEXT,
+    "chunked in capitals": POST + b"TRANSFER-ENCODING: chunked\r\n\r\n0\r\n\r\n",
     "pipelined": NEXT * 5,
     "closing": GET + b"connection: close\r\n\r\n" + NEXT,
     "closing, with a body": POST + b"connection: close\r\ncontent-length: 2\r\n\r\nok" + NEXT,
@@ -132,7 +130,6 @@ ALIKE: Final = {
     "a name with a bracket": GET + b"a(: b\r\n\r\n",
     "a name that is no ascii": GET + b"\xe9: b\r\n\r\n",
     "a null byte": GET + b"a: b\x00c\r\n\r\n",
-    "a delete": GET + b"a: b\x7fc\r\n\r\n",
     "a bare CR in a value": GET + b"a: b\rc: d\r\n\r\n",
     "a bare CR in a name": GET + b"a\r: b\r\n\r\n",
     "a folded first line": b"GET / HTTP/1.1\r\n host: x\r\n\r\n",
@@ -159,6 +156,7 @@ ALIKE: Final = {
     "an endless head": GET + b"x: " + b"x" * 200_000,
     "endless fields": GET + b"a: b\r\n" * 30_000,
     "an endless target": b"GET /" + b"x" * 200_000,
+    "an endless extension of a chunk": CHUNKED + b"1;" + b"x" * 200_000,
     "an endless trailer": CHUNKED + b"0\r\nx: " + b"x" * 200_000,
 }
 """Where both come to the same verdict."""
@@ -172,6 +170,8 @@ STRICTER: Final = {
     "a folded line": GET + b"a: b\r\n c\r\n\r\n",
     "bare LF": b"GET / HTTP/1.1\nhost: x\n\n",
     "bare LF between fields": b"GET / HTTP/1.1\r\nhost: x\na: b\r\n\r\n",
+    "a delete": GET + b"a: b\x7fc\r\n\r\n",
+    "a length among the trailers": CHUNKED + b"0\r\ncontent-length: 9\r\n\r\n",
     "a control character": GET + b"a: b\x01c\r\n\r\n",
     "a method unknown to HTTP": b"FROB / HTTP/1.1\r\nhost: x\r\n\r\n",
     "a method in lower case": b"get / HTTP/1.1\r\nhost: x\r\n\r\n",
@@ -179,7 +179,6 @@ STRICTER: Final = {
     "the preface of http/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "a space behind a chunk size": CHUNKED + b"1 \r\na\r\n0\r\n\r\n",
     "a target that is none": b"GET foo HTTP/1.1\r\nhost: x\r\n\r\n",
-    "an endless extension of a chunk": CHUNKED + b"1;" + b"x" * 200_000,
 }
 """What h11 lets in and we refuse."""
 
@@ -195,9 +194,8 @@ def test_both_come_to_the_same_verdict(data: bytes) -> None:
 @pytest.mark.parametrize("data", STRICTER.values(), ids=STRICTER)
 def test_what_only_we_refuse(data: bytes) -> None:
     verdict, reference = ours(data), theirs(data)
-    assert reference.refused in (None, 431)
     assert verdict.refused is not None
-    assert len(verdict.requests) <= len(reference.requests)
+    assert reference.refused is None or len(verdict.requests) < len(reference.requests)
 
 
 @pytest.mark.parametrize("data", [*ALIKE.values(), *STRICTER.values()], ids=[*ALIKE, *STRICTER])
@@ -211,13 +209,11 @@ def test_it_does_not_matter_in_which_pieces_bytes_come(data: bytes) -> None:
 PIECES: Final = [
     b"GET ", b"POST ", b"HEAD ", b"/", b"/a?b", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"host: x\r\n", b"Host:y\r\n",
     b"content-length: 3\r\n", b"Content-Length: 0\r\n", b"transfer-encoding: chunked\r\n", b"connection: close\r\n",
-    b"connection: keep-alive\r\n", b"connection: upgrade\r\nupgrade: x\r\n", b"\r\n", b"\n", b"\r", b" ", b"\t", b":",
+    b"connection: keep-alive\r\n", b"connection: upgrade\r\nupgrade: x\r\n", b"\r\n", b"\n", b"\r", b"\t", b":",
     b"abc", b"3\r\nabc\r\n", b"0\r\n\r\n", b"0\r\nt: u\r\n\r\n", b"x: \x01\r\n", b"x: \xff\r\n", b" folded\r\n", b";e=1",
     GET, CHUNKED, NEXT, POST + b"content-length: 3\r\n\r\nabc",
 ]  # fmt: skip
 """Bytes of which requests and near-requests are made."""
-LENIENT: Final = (b"  ", b"\r\n\r\n\r\n")
-"""What llhttp passes over, and h11 does not: a second space before a target, and empty lines before a request."""
 
 
 @settings(max_examples=300, deadline=None)
@@ -226,12 +222,10 @@ def test_h11_is_never_the_stricter_one(pieces: list[bytes], step: int) -> None:
     data = b"".join(pieces)
     verdict, reference = ours(data), theirs(data)
     assert ours(data, step) == verdict
-    if verdict.refused is None and not any(text in data for text in LENIENT):
+    if verdict.refused is None:
         assert reference == verdict
     whole = tuple(request for request in verdict.requests if request.whole)
-    known = tuple(request for request in reference.requests if request.whole)
-    if not any(text in data for text in LENIENT):
-        assert whole == known[: len(whole)]
+    assert whole == tuple(request for request in reference.requests if request.whole)[: len(whole)]
 
 
 # -- offers to switch protocols ---------------------------------------------------------------------------------------
@@ -239,7 +233,7 @@ def test_h11_is_never_the_stricter_one(pieces: list[bytes], step: int) -> None:
 OFFER: Final = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
 
 
-@pytest.mark.parametrize("step", [0, 1, 5, 64])
+@pytest.mark.parametrize("step", [1, 5, 64, 1000])
 @pytest.mark.parametrize(
     ("framing", "body"),
     [
@@ -259,9 +253,15 @@ def test_an_offer_to_switch_is_passed_over_and_hides_no_request_in_a_body(
 
 
 def test_connect_is_a_request_like_all_others() -> None:
-    data = b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n" + NEXT
-    assert ours(data) == theirs(data)
-    assert len(ours(data).requests) == 2
+    verdict = ours(b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n" + NEXT)
+    assert [(request.method, request.target) for request in verdict.requests] == [
+        ("CONNECT", b"x:1"),
+        ("GET", b"/next"),
+    ]
+
+
+def test_chunked_may_be_written_in_capitals() -> None:
+    assert ours(POST + b"transfer-encoding: CHUNKED\r\n\r\n1\r\na\r\n0\r\n\r\n").requests[0].body == b"a"
 
 
 # -- responses --------------------------------------------------------------------------------------------------------
@@ -324,8 +324,8 @@ def test_responses_are_read_as_they_were_meant(
 
 
 def test_a_refusal_ends_the_connection() -> None:
-    assert read("GET", refusal(431))[0] == 431
-    assert read("GET", refusal(431))[3] is False
+    status, headers, body, reused = read("GET", refusal(431, [(b"a", b"b")], b"why"))
+    assert (status, headers[b"a"], body, reused) == (431, b"b", b"why", False)
 
 
 @pytest.mark.parametrize(("name", "value"), [(b"a", b"b\r\nc: d"), (b"a", b"b\nc"), (b"a", b"b\rc"), (b"a\r\nb", b"c")])

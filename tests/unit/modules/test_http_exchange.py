@@ -308,6 +308,7 @@ async def test_options_is_answered_for_any_path_and_a_route_gets_what_is_no_pref
             assert (reply.status, reply.body) == (200, b"")
             assert reply.headers["access-control-allow-origin"] == "https://a"
             assert reply.headers["access-control-allow-methods"] == "GET"
+            assert reply.headers["vary"] == "origin, access-control-request-method, access-control-request-headers"
         house.change(cors=None)
         assert (await house.ask("/y", "OPTIONS")).headers["access-control-allow-methods"] == "*"
         assert inputs == []

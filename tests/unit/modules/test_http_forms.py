@@ -50,9 +50,10 @@ def test_multipart_parts() -> None:
         ("multipart/form-data; boundary=YY", PARTS, "not valid multipart"),
     ],
 )
-def test_what_is_no_form(content_type: str, body: bytes, words: str) -> None:
+def test_what_is_no_form(content_type: str, body: bytes, words: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(BadRequest, match=words):
         forms.read_form(request(content_type, body), body)
+    assert not caplog.records, "its client is told, and nobody else"
 
 
 def test_only_small_forms_of_a_known_length_are_parsed() -> None:

@@ -10,6 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iii_trio.config import MiddlewareSettings
 from iii_trio.engine import Binding, Call, Outcome
+from iii_trio.modules.http import exchange
 from iii_trio.modules.http.decision import Answer
 from iii_trio.protocol import Json
 from iii_trio.protocol.errors import WireError
@@ -270,6 +271,34 @@ async def test_requests_above_the_line_are_shed_and_those_that_wait_too_long(
         assert statistics is not None
         assert statistics.shed == 2
         await waits.ended.wait()
+
+
+async def test_bodies_that_are_held_are_bounded_all_together(
+    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "HTTP_BODIES_ALL", 100)
+    async with open_house() as house:
+        house.slow("f", 5)
+        house.route("/x", method="POST")
+        reading = house.client("POST", "/x", JSON | {"content-length": "60"})
+        reading.sends(b"[" + b"1," * 20)
+        running = house.client("POST", "/x", JSON, b"[" + b"1," * 25 + b"1]")
+        for client in (reading, running):
+            nursery.start_soon(client.run)
+            await wait_all_tasks_blocked()
+        statistics = house.module.statistics().exchange
+        assert statistics is not None
+        assert statistics.body_bytes == 41 + 53
+        crowded = await house.ask("/x", "POST", JSON, b"[1,1,1,1]")
+        assert (crowded.status, crowded.code, crowded.headers["retry-after"]) == (503, "worker_overloaded", "1")
+        reading.leaves()
+        await reading.ended.wait()
+        assert (await house.ask("/x", "POST", JSON, b"[1,1,1,1]")).status == 200
+        await running.ended.wait()
+        statistics = house.module.statistics().exchange
+        assert statistics is not None
+        assert (statistics.body_bytes, statistics.shed) == (0, 1)
+        assert (await house.ask("/x", "POST", JSON, b"[" + b"1," * 99 + b"1]")).status == 200  # alone it may be larger
 
 
 # -- what every request has -------------------------------------------------------------------------------------------

@@ -138,6 +138,26 @@ async def test_a_status_that_may_be_any_is_the_default(autojump_clock: MockClock
     assert "200" not in told["responses"]
 
 
+@pytest.mark.parametrize(
+    ("given", "status", "content"),
+    [
+        ({"type": "array"}, "200", {"application/json": {"schema": {"type": "array"}}}),
+        ({"properties": {"a": {}}}, "200", {"application/json": {"schema": {"properties": {"a": {}}}}}),
+        ({"properties": {"status_code": {"const": 202}}}, "202", None),
+        ({"type": "null"}, "204", None),
+        ({"type": "object"}, "default", None),
+        ({}, "default", None),
+        (None, "default", None),
+    ],
+)
+async def test_what_has_no_key_of_a_response_is_the_body(
+    given: Any, status: str, content: Any, autojump_clock: MockClock
+) -> None:
+    told, _ = await operation({} if given is None else {"response_format": given})
+    assert {"200", "202", "204", "default"} & told["responses"].keys() == {status}
+    assert told["responses"][status].get("content") == content
+
+
 async def test_a_condition_brings_its_response_along(autojump_clock: MockClock) -> None:
     assert "422" not in (await operation({}))[0]["responses"]
     assert "422" in (await operation({}, condition="c"))[0]["responses"]
@@ -157,6 +177,23 @@ async def test_headers_are_parameters_and_authorization_is_not(autojump_clock: M
     assert list(told["requestBody"]["content"]) == ["application/json", "application/merge-patch+json"]
     wanted["properties"]["headers"]["required"] = ["x-tenant"]
     assert (await operation({"request_format": wanted}))[0]["security"] == [{"bearer": []}, {}]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({"type": ["string", "null"]}, {"type": "string"}),
+        ({"type": ["string", "integer", "null"]}, {"type": ["string", "integer"]}),
+        ({"anyOf": [{"enum": ["a"]}, {"type": "null"}], "title": "A"}, {"enum": ["a"], "title": "A"}),
+        ({"oneOf": [{"minimum": 1}, {"type": "null"}, {"maximum": 0}]}, {"oneOf": [{"minimum": 1}, {"maximum": 0}]}),
+        ({"type": "null"}, {"type": "null"}),
+    ],
+)
+async def test_a_parameter_is_not_null(given: Any, shown: Any, autojump_clock: MockClock) -> None:
+    query = {"anyOf": [{"$ref": "#/$defs/Query"}, {"type": "null"}]}
+    wanted = {"$defs": {"Query": {"properties": {"a": given}}}, "properties": {"query_params": query}}
+    told, _ = await operation({"request_format": wanted})
+    assert told["parameters"] == [{"name": "a", "in": "query", "required": False, "schema": shown}]
 
 
 async def test_a_wildcard_and_a_parameter_in_one_place_are_one_path(autojump_clock: MockClock) -> None:
@@ -236,6 +273,12 @@ async def test_an_old_draft_is_written_the_new_way(autojump_clock: MockClock) ->
     }
 
 
+KEYWORDS = (
+    *("$ref", "$defs", "a", "properties", "body", "items", "allOf", "anyOf", "type", "required", "default", "enum"),
+    *("query_params", "path_params", "headers", "status_code", "const", "not", "additionalProperties", "pattern"),
+)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     given=st.recursive(
@@ -246,32 +289,7 @@ async def test_an_old_draft_is_written_the_new_way(autojump_clock: MockClock) ->
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
-                st.sampled_from(
-                    [
-                        "$ref",
-                        "$defs",
-                        "a",
-                        "properties",
-                        "body",
-                        "items",
-                        "allOf",
-                        "anyOf",
-                        "type",
-                        "required",
-                        "default",
-                        "enum",
-                    ]
-                    + [
-                        "query_params",
-                        "path_params",
-                        "headers",
-                        "status_code",
-                        "const",
-                        "not",
-                        "additionalProperties",
-                        "format",
-                    ]
-                ),
+                st.sampled_from(KEYWORDS),
                 inner,
                 max_size=4,
             )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from iii_trio.modules.queue.lanes import Item, LaneRow, Promote, Read, Refill, Row, Survey, place_of
-from iii_trio.modules.queue.machine import PUT_BACK_S, READ_AGAIN_S, Deliver, Effect, QueueMachine, SetTimer
+from iii_trio.modules.queue.machine import PUT_BACK_S, Deliver, Effect, QueueMachine, SetTimer
 from iii_trio.modules.queue.verdicts import (
     BACKOFF_CEILING_MS,
     Acknowledge,
@@ -28,6 +28,7 @@ from iii_trio.modules.queue.verdicts import (
     Succeeded,
     backoff_ms,
 )
+from iii_trio.modules.queue.window import READ_AGAIN_S
 
 A, B = ("default", "a"), ("default", "b")
 
@@ -430,6 +431,27 @@ def test_what_stood_in_the_log_is_surveyed_and_then_delivered_in_order(fifo: boo
     assert (queue.live, queue.statistics().lanes) == (0, 0)
 
 
+def test_groups_do_not_wait_until_all_of_them_are_counted() -> None:
+    queue = QueueMachine(lambda _: True, Policy(fifo=True, concurrency=9), lanes_read=2)
+    log = Log()
+    for seq in range(1, 7):
+        log.write(Row(seq, A, f"g{seq % 3}"))
+    queue.restore(6, 0, inf, 6)
+    order = []
+    while len(order) < 3:
+        for effect in queue.poll(0.0):
+            if isinstance(effect, Deliver):
+                order.append(effect.item.seq)
+            elif not isinstance(effect, SetTimer):
+                log.read(effect, 0.0)(queue)
+        if len(order) == 2:
+            queue.add(7, A, "g2")  # of a group that is not counted yet: it is seen when it is
+            log.write(Row(7, A, "g2"))
+            order.append(0)
+    assert order == [1, 3, 0]
+    assert queue.live == 7
+
+
 def test_a_read_is_asked_for_before_the_run_is_at_its_end_and_one_at_a_time() -> None:
     queue = machine(Policy(concurrency=100), run=10)
     for seq in range(1, 31):
@@ -442,6 +464,25 @@ def test_a_read_is_asked_for_before_the_run_is_at_its_end_and_one_at_a_time() ->
     assert queue.machine.poll(0.0) == []
     queue.log.read(refill, 0.0)(queue.machine)
     assert [queue.holds(seq) for seq in (15, 16)] == [True, False]
+
+
+def test_what_is_cut_off_while_a_read_is_under_way_is_not_skipped() -> None:
+    queue = machine(Policy(concurrency=1), run=2)
+    for seq in range(1, 9):
+        queue.add(seq, A, now=0.0)
+    first, refill = queue.machine.poll(0.0)
+    assert isinstance(first, Deliver)
+    answer = queue.log.read(refill, 0.0)
+    for seq in range(9, 13):
+        queue.add(seq, A, now=0.0, priority=1)  # more than stay in memory: 2 is cut off, before the place that is read
+    assert not queue.holds(2)
+    answer(queue.machine)
+    succeed(queue, first.item)
+    order = []
+    while items := begun(queue):
+        order.append(items[0].seq)
+        succeed(queue, items[0])
+    assert order == [9, 10, 11, 12, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_read_that_fails_is_tried_again_after_a_moment() -> None:
@@ -492,6 +533,7 @@ class Model(RuleBasedStateMachine):
         self.policy = Policy()
         self.now = 0.0
         self.seq = 0
+        self.used: set[int] = set()
         # what the machine has heard of
         self.alive: dict[int, tuple[tuple[str, str], str, int]] = {}  # seq -> target, group, failures
         self.priority: dict[int, int] = {}
@@ -544,11 +586,12 @@ class Model(RuleBasedStateMachine):
     @rule(function=st.sampled_from(TARGETS), group=st.sampled_from("xxy"), back=st.sampled_from([1, 3, 5, 21]))
     def adopt(self, function: tuple[str, str], group: str, back: int) -> None:
         seq = self.seq - back
-        if seq > 0 and seq not in self.log.rows and seq not in self.ended and seq not in self.alive:
+        if seq > 0 and seq not in self.used:
             self._add(seq, function, group, 0.0)
 
     def _add(self, seq: int, function: tuple[str, str], group: str, delay: float, priority: int = 0) -> None:
         due = self.now + delay if delay else None
+        self.used.add(seq)
         self.log.write(Row(seq, function, group, priority, delayed=delay > 0), due or 0.0)
 
         def added() -> None:

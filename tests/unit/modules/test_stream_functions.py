@@ -149,7 +149,8 @@ async def test_values_above_the_configured_size_are_refused_on_every_way_in() ->
 
 
 async def test_a_failing_store_is_an_error_of_the_caller_and_no_event() -> None:
-    async with open_memory(max_ops=0) as full, stream(full) as (core, user, port):
+    async with open_memory() as full, stream(full) as (core, user, port):
+        full._desk.max_ops = 0  # what the module reads at its start it has read
         events = record(user, "events")
         bind(core, user, "stream", "events", {"stream_name": "s"})
         client = await port.connect()

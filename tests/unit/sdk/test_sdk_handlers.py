@@ -192,6 +192,24 @@ async def test_cancelinvocation_cancels_the_handler_with_the_reason(autojump_clo
         assert statistics.handlers.cancelled == 1
 
 
+async def test_a_handler_that_is_cancelled_before_its_turn_does_not_begin(autojump_clock: MockClock) -> None:
+    worker = Worker("w")
+    begun: list[str] = []
+
+    @worker.function("quick")
+    async def quick() -> None:
+        begun.append("quick")
+
+    async with fake_engine() as engine, worker.connect(open_stream=engine.open_stream):
+        peer = await engine.peer()
+        await peer.settle()
+        peer.send({"type": "invokefunction", "invocation_id": AJAR, "function_id": "quick", "data": None})
+        peer.send({"type": "cancelinvocation", "invocation_id": AJAR, "reason": "caller_cancelled"})
+        assert (await peer.receive("invocationresult"))["error"]["code"] == "invocation_cancelled"
+        assert not begun
+        assert "result" in await peer.ask("quick")
+
+
 async def test_a_cancelled_handler_cancels_its_own_calls(autojump_clock: MockClock) -> None:
     worker = Worker("w")
 

@@ -47,6 +47,7 @@ async def test_a_durable_trigger_says_so(autojump_clock: MockClock, nursery: tri
 
     @worker.state(scope="s", durable=True, queue="orders")
     @worker.state(key="k")
+    @worker.stream("chat", durable=True)
     @worker.function("on::change")
     async def changed(event: dict[str, Any]) -> None:
         del event
@@ -54,5 +55,6 @@ async def test_a_durable_trigger_says_so(autojump_clock: MockClock, nursery: tri
     async with fake_engine() as engine:
         async with worker.connect(open_stream=engine.open_stream):
             peer = await engine.peer()
-            configs = [(await peer.receive("registertrigger"))["config"] for _ in range(2)]
-        assert sorted(configs, key=len) == [{"key": "k"}, {"scope": "s", "durable": True, "queue": "orders"}]
+            configs = [(await peer.receive("registertrigger"))["config"] for _ in range(3)]
+        chat = {"stream_name": "chat", "durable": True}
+        assert sorted(configs, key=len) == [{"key": "k"}, chat, {"scope": "s", "durable": True, "queue": "orders"}]

@@ -3,9 +3,26 @@
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from iii_trio.protocol.errors import StoreError
-from iii_trio.stores import Destination, Heading, Job, NewJob, Note, Once, Store, Trimmed, WaitingJobLog
+from iii_trio.stores import (
+    Census,
+    Destination,
+    Heading,
+    Job,
+    LaneCensus,
+    LaneKey,
+    NewJob,
+    Note,
+    Once,
+    Promoted,
+    QueueCensus,
+    Store,
+    Stretch,
+    Trimmed,
+    WaitingJobLog,
+)
 
 
 def new(name: str, queue: str = "q", **changes: Any) -> NewJob:
@@ -62,6 +79,12 @@ async def test_load_pages_through_the_live_jobs_in_order(log: WaitingJobLog) -> 
     assert await log.load(jobs[5].seq, 3) == jobs[6:]
     assert await log.load(jobs[6].seq, 3) == []
     assert await log.load(0, 0) == []
+
+
+async def test_jobs_are_found_by_their_numbers(log: WaitingJobLog) -> None:
+    jobs = await log.append([new(str(number)) for number in range(4)])
+    assert await log.find([jobs[2].seq, 77, jobs[0].seq, jobs[2].seq]) == [jobs[0], jobs[2]]
+    assert await log.find([]) == []
 
 
 async def test_ack_removes_once(log: WaitingJobLog) -> None:
@@ -162,22 +185,168 @@ async def test_adoption_and_removal_of_unclaimed_jobs_go_in_pages(log: WaitingJo
     assert await log.remove_unclaimed("emails", 2) == 1
 
 
-async def test_headings_are_the_jobs_without_what_they_carry(log: WaitingJobLog) -> None:
-    first, second = await log.append([FULL, new("b", "emails", function_id=None, due_at_ms=9)])
-    await log.retry(first.seq, 2, 3, 77, "boom")
-    assert await log.headings() == [
-        Heading(first.seq, "q", "default", "orders::process", "g\x00", 7, 2, FULL.created_at_ms, 77, 3, True),
-        Heading(second.seq, "emails", "default", None, None, 0, 0, FULL.created_at_ms, 9, 0, False),
+# -- the order of a queue
+
+
+def head(job: Job) -> Heading:
+    return Heading(
+        *(job.seq, job.queue, job.namespace, job.function_id, job.group_id, job.priority, job.attempts),
+        *(job.created_at_ms, job.due_at_ms, job.deliveries, job.delayed),
+    )
+
+
+def stretch(key: LaneKey, limit: int, after: Job | None = None) -> Stretch:
+    place = (256, 0) if after is None else (after.priority, after.seq)
+    return Stretch(key, key[0] == "", *place, limit)
+
+
+TARGET = ("default", "orders::process")
+NOW = 1_718_900_000_000
+
+
+async def test_a_job_that_is_due_later_than_it_was_made_is_delayed_until_it_is_promoted(log: WaitingJobLog) -> None:
+    jobs = await log.append([new(str(n), due_at_ms=NOW + n * 100) for n in (0, 3, 1, 2)])
+    assert [job.delayed for job in jobs] == [False, True, True, True]
+    [other] = await log.append([new("other", "elsewhere", due_at_ms=NOW + 50)])
+    assert await log.pages("q", [stretch(TARGET, 9)], 99) == [jobs[:1]]
+    nothing = await log.promote("q", NOW + 99, 9, 99)
+    assert nothing == Promoted([], NOW + 100)
+    first = await log.promote("q", NOW + 300, 2, 3)
+    assert first == Promoted([evolve(jobs[2], delayed=False), head(evolve(jobs[3], delayed=False))], NOW + 300)
+    assert (await log.promote("q", NOW + 300, 2, 99)).next_due_ms is None
+    assert [job.seq for job in (await log.pages("q", [stretch(TARGET, 9)], 99))[0]] == [job.seq for job in jobs]
+    assert await log.promote("elsewhere", NOW, 9, 99) == Promoted([], other.due_at_ms)
+    assert [job.delayed for job in await log.load()] == [False] * 4 + [True]
+
+
+async def test_a_failed_job_is_delayed_and_keeps_what_was_said_of_its_deliveries(log: WaitingJobLog) -> None:
+    [job] = await log.append([FULL])
+    await log.retry(job.seq, 2, 5, 77, "boom")
+    assert await log.pages("q", [stretch(TARGET, 9)], 99) == [[]]
+    failed = evolve(job, attempts=2, deliveries=5, due_at_ms=77, error="boom", delayed=True)
+    assert await log.pages("q", [stretch(("", "g\x00"), 9)], 99) == [[failed]]
+    assert await log.promote("q", 77, 9, 99) == Promoted([evolve(failed, delayed=False)], None)
+
+
+async def test_the_jobs_for_a_function_stand_by_priority_then_by_age(log: WaitingJobLog) -> None:
+    jobs = await log.append([new(str(n), priority=priority) for n, priority in enumerate([0, 9, 0, 255, 9, 0])])
+    await log.append(
+        [new("b", namespace="other"), new("c", function_id="f"), new("d", "r"), new("e", function_id=None)]
+    )
+    order = [jobs[3], jobs[1], jobs[4], jobs[0], jobs[2], jobs[5]]
+    assert await log.pages("q", [stretch(TARGET, 9)], 99) == [order]
+    for index, job in enumerate(order):
+        [page] = await log.pages("q", [stretch(TARGET, 2, job)], 99)
+        assert page == order[index + 1 : index + 3]
+    assert await log.pages("q", [], 99) == []
+    assert await log.pages("unknown", [stretch(TARGET, 2)], 99) == [[]]
+
+
+async def test_the_jobs_of_a_group_stand_by_age_alone(log: WaitingJobLog) -> None:
+    jobs = await log.append(
+        [
+            new(str(n), group_id=group, priority=n, due_at_ms=NOW + n % 2)
+            for n, group in enumerate(["x", "y", None, "x"])
+        ]
+    )
+    both = await log.pages("q", [stretch(("", "x"), 9), stretch(("", ""), 9)], 99)
+    assert both == [[jobs[0], jobs[3]], [jobs[2]]]
+    assert await log.pages("q", [stretch(("", "x"), 1, jobs[0])], 99) == [[jobs[3]]]
+    assert await log.pages("q", [stretch(("", "x"), 1, jobs[3])], 99) == [[]]
+
+
+async def test_a_page_carries_payloads_up_to_its_bytes(log: WaitingJobLog) -> None:
+    jobs = await log.append([new(str(n), payload=b"12345") for n in range(4)])
+    assert await log.pages("q", [stretch(TARGET, 2), stretch(TARGET, 2, jobs[1])], 16) == [
+        jobs[:2],
+        [jobs[2], head(jobs[3])],
     ]
-    assert [heading.seq for heading in await log.headings(first.seq, 1)] == [second.seq]
-    assert await log.headings(second.seq, 1) == []
 
 
-async def test_removed_jobs_leave_no_dead_letters(log: WaitingJobLog) -> None:
-    jobs = await log.append([new(str(number)) for number in range(3)])
-    assert await log.remove([jobs[0].seq, jobs[2].seq, jobs[2].seq + 100]) == 2
-    assert await log.remove([]) == 0
-    assert await log.load() == [jobs[1]]
+async def test_lanes_are_counted_in_the_order_of_their_keys(log: WaitingJobLog) -> None:
+    rows = [("f", "g1", 0), ("f", None, 1), ("g", "g1", 0), ("f", "\u00e9", 9), ("f", "z", 1), (None, None, 0)]
+    jobs = await log.append(
+        [
+            new(str(n), function_id=f, group_id=g, priority=n, due_at_ms=NOW + late)
+            for n, (f, g, late) in enumerate(rows)
+        ]
+    )
+    await log.append([new("other", "r")])
+    assert await log.lanes("q", False) == [
+        LaneCensus(("default", "f"), 1, 0, head(jobs[0])),
+        LaneCensus(("default", "g"), 1, 0, head(jobs[2])),
+    ]
+    groups = [
+        LaneCensus(("", ""), 1, 1, head(jobs[1])),
+        LaneCensus(("", "g1"), 2, 0, head(jobs[0])),
+        LaneCensus(("", "z"), 0, 1, head(jobs[4])),
+        LaneCensus(("", "\u00e9"), 0, 1, head(jobs[3])),
+    ]
+    assert await log.lanes("q", True) == groups
+    assert await log.lanes("q", True, None, 1) == groups[:1]
+    assert await log.lanes("q", True, ("", ""), 2) == groups[1:3]
+    assert await log.lanes("q", True, ("", "\u00e9"), 2) == []
+    assert await log.lanes("q", False, ("default", "f")) == [LaneCensus(("default", "g"), 1, 0, head(jobs[2]))]
+    [low, high] = await log.append([new("low", "p", priority=1), new("high", "p", priority=2)])
+    assert await log.lanes("p", False) == [LaneCensus(TARGET, 2, 0, head(high))]
+    assert await log.lanes("p", True) == [LaneCensus(("", ""), 2, 0, head(low))]
+
+
+async def test_the_census_counts_the_live_jobs_of_every_queue(log: WaitingJobLog) -> None:
+    assert await log.census() == Census((), 0, 0)
+    jobs = await log.append([new("a"), new("b", due_at_ms=NOW + 9), new("c", due_at_ms=NOW + 5), new("d", "r")])
+    await log.append([new("e", "u", function_id=None, created_at_ms=NOW + 1, due_at_ms=NOW + 7)])
+    await kill(log, [*await log.append([new("gone")])])
+    census = await log.census()
+    assert sorted(census.queues, key=lambda one: one.queue) == [
+        QueueCensus("q", 3, 2, NOW + 5),
+        QueueCensus("r", 1, 0, None),
+        QueueCensus("u", 1, 1, NOW + 7),
+    ]
+    assert census.delayed_since_ms == NOW + 1
+    assert census.newest_seq > jobs[-1].seq
+
+
+async def test_what_is_redriven_or_adopted_keeps_its_place_in_the_orders(log: WaitingJobLog) -> None:
+    early = await log.append([new("early", "unclaimed", function_id=None, due_at_ms=NOW + late) for late in (0, 1)])
+    [dead] = await log.append([new("dead", due_at_ms=NOW + 9)])
+    await kill(log, [dead])
+    [redriven] = await log.redrive("q", 9, NOW)
+    assert (redriven.deliveries, redriven.delayed) == (1, False)
+    adopted = await log.adopt("unclaimed", "q", *TARGET)
+    assert [job.delayed for job in adopted] == [False, True]
+    assert await log.pages("q", [stretch(TARGET, 9), stretch(("", ""), 9)], 99) == [
+        [adopted[0], redriven],
+        [*adopted, redriven],
+    ]
+    assert (await log.promote("q", NOW + 1)).next_due_ms is None
+    assert [one.queue for one in (await log.census()).queues] == ["q"]
+    assert early[1].delayed
+
+
+async def test_a_page_shows_the_writes_that_are_answered_before_it_and_no_others(store: Store) -> None:
+    log, said = store.job_log(), list[Any]()
+    log.append([new("a")], said.append)
+    log.pages("q", [stretch(TARGET, 9)], 99, said.append)
+    log.append([new("b")], said.append)
+    log.lanes("q", False, None, 9, said.append)
+    log.promote("q", NOW, 9, 99, said.append)
+    log.ack(1, said.append)
+    await WaitingJobLog(log).ack(77)
+    (a,), ((page,)), (b,), (lane,), promoted, acked = (result.value for result in said)
+    assert (page, lane.waiting, lane.head.seq) == ([a], 2, a.seq)
+    assert (b.id, promoted.jobs, acked) == ("b", [], True)
+
+
+async def test_clearing_a_queue_spares_what_is_in_flight_or_younger(log: WaitingJobLog) -> None:
+    jobs = await log.append([new(str(n), group_id="ab"[n % 2], due_at_ms=NOW + n % 2) for n in range(8)])
+    [other] = await log.append([new("other", "r")])
+    cleared = await log.clear("q", jobs[5].seq, [jobs[0].seq, jobs[3].seq], 3)
+    cleared += await log.clear("q", jobs[5].seq, [jobs[0].seq, jobs[3].seq], 3)
+    assert sorted(heading.seq for heading in cleared) == [jobs[n].seq for n in (1, 2, 4, 5)]
+    assert head(jobs[1]) in cleared
+    assert await log.clear("q", jobs[5].seq, [jobs[0].seq, jobs[3].seq], 3) == []
+    assert await log.load() == [jobs[0], jobs[3], jobs[6], jobs[7], other]
     assert await log.dead_counts() == {}
 
 
@@ -258,8 +427,9 @@ async def test_statistics_count_what_was_submitted(store: Store) -> None:
     await log.dead_letter(second.seq, 2, "e", 1)
     await log.redrive("q", 1, 1)
     await log.discard("q", "b")
-    await log.remove([1, 2, 3])
+    [third] = await log.append([new("c")])
+    await log.clear("q", third.seq, [], 9)
     counters = handle.statistics()
-    assert (counters.appended, counters.acknowledged, counters.retried) == (2, 1, 1)
+    assert (counters.appended, counters.acknowledged, counters.retried) == (3, 1, 1)
     assert (counters.dead_lettered, counters.redriven, counters.discarded) == (1, 1, 1)
-    assert counters.removed == 3
+    assert counters.removed == 2

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 
-from iii_trio.stores import Change, Destination, Done, Failed, Fsync, Job, NewJob
+from iii_trio.stores import Change, Destination, Done, Failed, Fsync, Job, NewJob, Stretch
 from iii_trio.stores.desk import Submission, carry_out
 from iii_trio.stores.memory import MemoryKeyValueTable
 from iii_trio.stores.memory_jobs import MemoryJobTable
@@ -82,9 +82,18 @@ class StoreMachine(RuleBasedStateMachine):
     # -- jobs
 
     @rule(
-        target=seqs, queues=st.lists(_few, max_size=3), claimed=st.booleans(), payload=_values, text=st.text(max_size=5)
+        target=seqs,
+        queues=st.lists(_few, max_size=3),
+        claimed=st.booleans(),
+        payload=_values,
+        text=st.text(max_size=5),
+        late=st.sampled_from([0, 0, 1, 5]),
+        group=st.none() | _few,
+        priority=st.sampled_from([0, 0, 1, 255]),
     )
-    def append(self, queues: list[str], claimed: bool, payload: bytes, text: str) -> Any:
+    def append(
+        self, queues: list[str], claimed: bool, payload: bytes, text: str, late: int, group: str | None, priority: int
+    ) -> Any:
         new = [
             NewJob(
                 id=f"{self.last_seq}.{number}",
@@ -95,7 +104,9 @@ class StoreMachine(RuleBasedStateMachine):
                 max_attempts=3,
                 backoff_ms=2**40,
                 created_at_ms=1,
-                due_at_ms=2,
+                due_at_ms=1 + late,
+                group_id=group,
+                priority=priority,
                 message_id=text or None,
                 metadata=payload if claimed else None,
             )
@@ -189,6 +200,64 @@ class StoreMachine(RuleBasedStateMachine):
         assert counts == {
             name: sum(job.queue == name for job, _ in self.dead) for name in {j.queue for j, _ in self.dead}
         }
+
+    # -- their orders
+
+    @rule(queue=_few, by_group=st.booleans(), after=st.integers(0, 9), limit=st.integers(1, 3))
+    def page(self, queue: str, by_group: bool, after: int, limit: int) -> None:
+        mine = [job for job in self.jobs if job.queue == queue]
+        if by_group:
+            keys = {("", job.group_id or "") for job in mine}
+        else:
+            keys = {(job.namespace, job.function_id) for job in mine if job.function_id and not job.delayed}
+        lanes = self.run(lambda tables: tables.jobs.lanes(queue, by_group, None, 100))
+        assert [lane.key for lane in lanes] == sorted(keys)
+        for lane in lanes:
+            jobs = self.order(mine, by_group, lane.key)
+            late = sum(job.delayed for job in jobs)
+            assert (lane.waiting, lane.delayed, lane.head.seq) == (len(jobs) - late, late, jobs[0].seq)
+            place = (256, 0) if after >= len(jobs) else (jobs[after].priority, jobs[after].seq)
+            stretch = Stretch(lane.key, by_group, *place, limit)
+            [page] = self.run(lambda tables, stretch=stretch: tables.jobs.pages(queue, [stretch], 10**9))
+            begin = 0 if after >= len(jobs) else after + 1
+            assert page == jobs[begin : begin + limit]
+
+    @staticmethod
+    def order(mine: list[Job], by_group: bool, key: tuple[str, str]) -> list[Job]:
+        if by_group:
+            return [job for job in mine if (job.group_id or "") == key[1]]
+        there = [job for job in mine if not job.delayed and (job.namespace, job.function_id) == key]
+        return sorted(there, key=lambda job: (-job.priority, job.seq))
+
+    @rule(queue=_few, now=st.integers(0, 9) | st.integers(0, 2**62), limit=st.integers(1, 3))
+    def promote(self, queue: str, now: int, limit: int) -> None:
+        answer = self.run(lambda tables: tables.jobs.promote(queue, now, limit, 10**9))
+        late = sorted(job.due_at_ms for job in self.jobs if job.queue == queue and job.delayed)
+        due = [due_ms for due_ms in late if due_ms <= now][:limit]
+        assert [job.due_at_ms for job in answer.jobs] == due
+        assert answer.next_due_ms == (late[len(due)] if len(due) < len(late) else None)
+        promoted = {job.seq: job for job in answer.jobs}
+        assert all(evolve(promoted[job.seq], delayed=True) == job for job in self.jobs if job.seq in promoted)
+        self.jobs = [promoted.get(job.seq, job) for job in self.jobs]
+
+    @rule(queue=_few, spared=st.lists(seqs, max_size=2), through=st.integers(0, 30), limit=st.integers(0, 3))
+    def clear(self, queue: str, spared: list[int], through: int, limit: int) -> None:
+        able = {job.seq for job in self.jobs if job.queue == queue and job.seq <= through and job.seq not in spared}
+        gone = {heading.seq for heading in self.run(lambda tables: tables.jobs.clear(queue, through, spared, limit))}
+        assert gone <= able
+        assert len(gone) == min(limit, len(able))
+        self.jobs = [job for job in self.jobs if job.seq not in gone]
+
+    @rule()
+    def census(self) -> None:
+        census = self.run(lambda tables: tables.jobs.census())
+        counted = {one.queue: (one.live, one.delayed, one.next_due_ms) for one in census.queues}
+        expected = {}
+        for queue in {job.queue for job in self.jobs}:
+            mine = [job for job in self.jobs if job.queue == queue]
+            late = [job.due_at_ms for job in mine if job.delayed]
+            expected[queue] = (len(mine), len(late), min(late, default=None))
+        assert counted == expected
 
     @rule(after=st.integers(0, 20), limit=st.integers(0, 5))
     def load(self, after: int, limit: int) -> None:

@@ -155,6 +155,25 @@ async def test_what_is_pushed_in_one_batch_is_written_when_it_ends() -> None:
         assert arrived(other) == b"\x81\x05three"
 
 
+async def test_what_is_pushed_now_is_written_now() -> None:
+    async with pair() as (connection, other):
+        assert connection.push_now(b"one")
+        assert arrived(other) == b"\x81\x03one"
+        with one_batch():
+            assert connection.push_now(b"two")
+            assert arrived(other) == b"", "in a batch it leaves with the others"
+        assert arrived(other) == b"\x81\x03two"
+
+
+async def test_answers_are_written_before_what_is_put_off_runs() -> None:
+    async with pair() as (connection, other):
+        seen: list[bytes] = []
+        with one_batch():
+            connection.push(b"answer")
+            assert after_batch(lambda: seen.append(arrived(other)))
+        assert seen == [b"\x81\x06answer"]
+
+
 async def test_what_is_put_off_to_the_end_of_a_batch_leaves_with_it() -> None:
     async with pair() as (connection, other):
 

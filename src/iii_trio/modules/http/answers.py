@@ -19,6 +19,8 @@ RETRY_AFTER_S: Final = 1
 RETRY: Final[Headers] = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
 OVERLOADED: Final = frozenset({errors.WORKER_OVERLOADED, errors.TOO_MANY_CALLS})
 """Refusals by the engine itself that pass with time: 503 instead of 500."""
+BAD_INPUT: Final = frozenset({errors.DESERIALIZATION_ERROR, "INVALID_INPUT"})
+"""What built-ins, and workers of our SDK, answer to a payload that is not what they take."""
 
 
 def dressed(response: Response, request: Request, settings: HttpSettings) -> Response:
@@ -70,9 +72,15 @@ def of_result(outcome: Outcome, function_id: str, route: Route) -> Response:
 def of_failure(outcome: Outcome, function_id: str, route: Route, *, expose: bool) -> Response:
     """What a client learns of a function's failure: all of it, or with `expose` off no more than an id of the log's."""
     error, error_id = outcome.exception(), new_error_id()
-    log.error("%s: %s failed: %s (error_id %s)", route, function_id, error, error_id)
+    bad_input = error.code in BAD_INPUT and error.message.partition(": ")[0].endswith(f" {function_id}")
+    level = logging.INFO if bad_input else logging.ERROR
+    log.log(level, "%s: %s failed: %s (error_id %s)", route, function_id, error, error_id)
     if error.code in OVERLOADED:
         return envelope(503, error.code, error.message, error_id=error_id, headers=RETRY)
+    if bad_input:
+        # of this function: one that it has called in turn with the wrong input is nothing the client could mend
+        text = error.message if expose else "The request is not what the function takes"
+        return envelope(400, "BAD_REQUEST", text, error_id=error_id)
     if not expose:
         return envelope(500, "INTERNAL_ERROR", "internal server error", error_id=error_id)
     return envelope(500, error.code, error.message, error_id=error_id)

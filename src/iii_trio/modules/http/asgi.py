@@ -47,6 +47,10 @@ class BodyTooLarge(Exception):
     """The request's body is larger than it may be."""
 
 
+class NoRoom(Exception):
+    """There is no memory to be had for the request's body, because others have it."""
+
+
 @define(eq=False)
 class Incoming:
     """What a client still sends: its body, once, and then the news that it has left.
@@ -80,8 +84,11 @@ class Incoming:
         chunk: bytes = message.get("body", b"")
         return chunk
 
-    async def read(self, limit: int) -> bytes:
-        """The body, of at most `limit` bytes; what there is of it when the client leaves. Raises `BodyTooLarge`."""
+    async def read(self, limit: int, take: Callable[[int], bool]) -> bytes:
+        """The body, of at most `limit` bytes; what there is of it when the client leaves.
+
+        `take` is asked for room for every piece. Raises `BodyTooLarge`, and `NoRoom` where `take` says so.
+        """
         if self.length is not None and self.length > limit:
             raise BodyTooLarge
         chunks, size = [self._early], len(self._early)
@@ -91,6 +98,8 @@ class Incoming:
             size += len(chunk)
             if size > limit:
                 raise BodyTooLarge
+            if not take(len(chunk)):
+                raise NoRoom
             chunks.append(chunk)
         return b"".join(chunks)
 

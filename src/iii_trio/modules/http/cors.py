@@ -31,7 +31,8 @@ def decorate(response: Response, cors: CorsSettings | None, origin: str | None, 
     theirs = [pair for pair in response.headers if pair[0] not in names]
     vary = VARY
     if len(theirs) != len(response.headers):
-        vary = b", ".join([*(value for name, value in response.headers if name == b"vary" and value), VARY])
+        more_vary = (value for name, value in response.headers if name == b"vary" and value not in (b"", VARY))
+        vary = b", ".join([*more_vary, VARY])
     return Response(response.status, (*theirs, *more, *ours, (b"vary", vary)), response.body, response.close)
 
 

@@ -40,6 +40,7 @@ class Event(Enum):
     RESPONDED = "a middleware has answered"
     MALFORMED = "the body is not what its content type says"
     OVERSIZE = "the body is too large"
+    CROWDED = "there is no memory for the body"
     DEADLINE = "the deadline has passed"
     DRAINING = "the engine began to stop before the body was here"
     CLIENT_GONE = "the client has left"
@@ -57,6 +58,7 @@ class Answer(Enum):
     RESPONDED = "what a middleware answered"
     MALFORMED = "400"
     TOO_LARGE = "413"
+    SHED = "503, for others have what it takes"
     TIMED_OUT = "504"
     UNAVAILABLE = "503"
     NONE = "nobody is there to hear it"
@@ -75,6 +77,7 @@ ALWAYS: Final[Mapping[Event, Answer]] = {
     Event.RESPONDED: Answer.RESPONDED,
     Event.MALFORMED: Answer.MALFORMED,
     Event.OVERSIZE: Answer.TOO_LARGE,
+    Event.CROWDED: Answer.SHED,
     Event.DEADLINE: Answer.TIMED_OUT,
     Event.DRAINING: Answer.UNAVAILABLE,
     Event.CLIENT_GONE: Answer.NONE,

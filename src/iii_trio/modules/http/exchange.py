@@ -10,6 +10,7 @@ when nobody is there to hear it is cancelled at its executor.
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Final
 
@@ -22,14 +23,14 @@ from ...engine.engine import Engine
 from ...engine.invocations import Call, Outcome
 from ...engine.local import LocalPeer
 from ...engine.peer import DEFAULT_NAMESPACE
-from ...engine.triggers import Binding
-from ...protocol import ABSENT, Json, JsonError, cancellation, errors
+from ...protocol import Json, JsonError, cancellation, errors
 from ...protocol.errors import WireError
-from ...protocol.limits import DEADLINE_S
+from ...protocol.limits import DEADLINE_S, HTTP_BODIES_ALL
+from ...transport import one_batch
 from . import cors
 from .access_log import logged
 from .answers import dressed, not_served, of_failure, of_result, shed, unavailable
-from .asgi import Below, BodyTooLarge, Incoming, Receive, Scope, Send, connection_of, finish, write
+from .asgi import Below, BodyTooLarge, Incoming, NoRoom, Receive, Scope, Send, connection_of, finish, write
 from .decision import Answer, Event, ResponseDecision, Waiting
 from .forms import is_small_form, read_form
 from .messages import (
@@ -47,12 +48,16 @@ from .messages import (
 )
 from .middleware import TIMED_OUT, middleware_input, read_verdict
 from .openapi import Document
-from .routes import Match, Pattern, Route, Routes
+from .routes import Match, Routes, fallback
 from .slots import GONE, SHED, Slots
 from .streaming import GONE as CLIENT_GONE
 from .streaming import Channelled, Head, relay
+from .unsent import Unsent
 
 log = logging.getLogger(__name__)
+
+UNCOUNTED: Final = 64 * 1024
+"""Bytes of a response that a socket takes at once as a rule."""
 
 
 @define(eq=False)
@@ -69,6 +74,8 @@ class Pending:
     """What a middleware has answered."""
     complaint: str = field(default="", init=False)
     """What is wrong with the body."""
+    body_bytes: int = field(default=0, init=False)
+    """What is held of the body in one piece."""
     in_middleware: bool = field(default=False, init=False)
     limit_ms: int = field(init=False)
     """How long what runs now may take."""
@@ -100,7 +107,7 @@ class Pending:
             self.leftover.cancel()
         self.decision.feed_outcome(outcome)
         if self.channels is not None:
-            self.channels.response.wake()
+            self.channels.wake()
 
 
 @frozen
@@ -123,6 +130,12 @@ class ExchangeStatistics:
     """Answered 404 or 405."""
     refused: int
     """Answered 503 because the engine is draining."""
+    body_bytes: int
+    """Of bodies that are parsed, of requests under way."""
+    unsent_bytes: int
+    """Of responses that their clients have not taken yet; small ones are not counted."""
+    broken_off: int
+    """Responses given up because clients that do not read held too many of them."""
     answers: Mapping[Answer, int]
     """Of those that reached a route, how many ended in which way."""
 
@@ -136,6 +149,8 @@ class Exchange:
     routes: Routes
     settings: Live[HttpSettings]
     _slots: Slots = field(init=False)
+    _unsent: Unsent = field(factory=Unsent, init=False)
+    _body_bytes: int = field(default=0, init=False)
     _document: Document = field(init=False)
     _requests: int = field(default=0, init=False)
     _unmatched: int = field(default=0, init=False)
@@ -164,7 +179,12 @@ class Exchange:
     async def _serve(self, scope: Scope, send: Send, request: Request, incoming: Incoming) -> None:
         response = await self._answer(scope, send, request, incoming)
         if response is not None:
-            await write(scope, send, incoming, dressed(response, request, self.settings.value))
+            response = dressed(response, request, self.settings.value)
+            if len(response.body) <= UNCOUNTED or incoming.below is None:
+                await write(scope, send, incoming, response)
+            else:
+                with self._unsent.holding(len(response.body), incoming.below):
+                    await write(scope, send, incoming, response)
 
     async def _answer(self, scope: Scope, send: Send, request: Request, incoming: Incoming) -> Response | None:
         """The response still to be written; None when there is none, or it has been streamed."""
@@ -177,7 +197,7 @@ class Exchange:
         if found is None and request.path == settings.openapi_path and request.method in ("GET", "HEAD"):
             return await self._document.answer(request)
         if found is None and settings.not_found_function:
-            found = _fallback(request, settings.not_found_function)
+            found = fallback(request.method, request.path, settings.not_found_function)
         if not isinstance(found, Match):
             self._unmatched += 1
             return not_served(found)
@@ -228,9 +248,7 @@ class Exchange:
             decision.feed(Event.DRAINING)  # a body may take its time, and nothing has been called yet
         if decision.answer is not None:
             return
-        pending.channels = channels = Channelled.open(self.core, incoming, decision)
-        channels.body.put(raw)
-        channels.body.begin()
+        pending.channels = channels = Channelled.open(self.core, incoming, decision, raw)
         if route.condition is not None and not await self._condition(pending, route.condition, parsed):
             return
         for function_id in route.middleware:
@@ -243,15 +261,19 @@ class Exchange:
         decision, request, incoming = pending.decision, pending.request, pending.incoming
         body = parsed = b""
         late = False
+        take = partial(self._take_room, pending)
         try:
             if incoming.here:
-                body = await incoming.read(pending.settings.body_limit)
+                body = await incoming.read(pending.settings.body_limit, take)
             else:
                 with trio.CancelScope(deadline=decision.deadline) as scope:
-                    body = await incoming.read(pending.settings.body_limit)
+                    body = await incoming.read(pending.settings.body_limit, take)
                 late = scope.cancelled_caught
         except BodyTooLarge:
             decision.feed(Event.OVERSIZE)
+            return b"", b""
+        except NoRoom:
+            decision.feed(Event.CROWDED)
             return b"", b""
         if incoming.gone:
             decision.feed(Event.CLIENT_GONE)
@@ -268,6 +290,14 @@ class Exchange:
                 pending.complaint = str(error)
                 decision.feed(Event.MALFORMED)
         return parsed, body
+
+    def _take_room(self, pending: Pending, size: int) -> bool:
+        """Let a request hold some more of its body; False when the others hold so much that there is no room."""
+        if self._body_bytes + size > HTTP_BODIES_ALL and self._body_bytes > pending.body_bytes:
+            return False
+        self._body_bytes += size
+        pending.body_bytes += size
+        return True
 
     async def _condition(self, pending: Pending, function_id: str, parsed: bytes) -> bool:
         """Whether the condition lets the request through."""
@@ -381,19 +411,22 @@ class Exchange:
         if trio.current_time() >= decision.deadline:
             decision.feed(Event.DEADLINE)
             return
-        pending.call = self.peer.call(
-            binding.function_id,
-            channels.input(data),
-            pending.ended,
-            namespace=binding.namespace,
-            timeout_s=DEADLINE_S,
-            metadata=binding.metadata,
-            traceparent=request.traceparent,
-            baggage=request.baggage,
-        )
+        alone = self._slots.running == 1
+        # many requests that come together leave in one write, and a single one without a detour by the worker's writer
+        with one_batch() if alone else nullcontext():
+            pending.call = self.peer.call(
+                binding.function_id,
+                channels.input(data),
+                pending.ended,
+                namespace=binding.namespace,
+                timeout_s=DEADLINE_S,
+                metadata=binding.metadata,
+                traceparent=request.traceparent,
+                baggage=request.baggage,
+            )
         patience = math.inf
         while decision.answer is None:
-            unused = decision.waiting is Waiting.CHANNEL and not channels.response.expected
+            unused = decision.waiting is Waiting.CHANNEL and not channels.expected
             if unused and patience == math.inf:
                 patience = trio.current_time() + self._unused_s(pending)
             deadline = min(decision.deadline, patience) if unused else decision.deadline
@@ -472,7 +505,7 @@ class Exchange:
 
     def _release(self, pending: Pending) -> None:
         """The request is over. A call that nobody waits for is cancelled; what runs on after its answer gets some time."""
-        call = pending.call
+        call, pending.call = pending.call, None  # else the two would hold each other until the collector comes by
         if call is not None and pending.outcome is None:
             if pending.reason is None:
                 seconds = pending.settings.default_timeout / 1000
@@ -482,6 +515,7 @@ class Exchange:
                 self.peer.cancel_call(call, pending.reason)
         if pending.channels is not None:
             pending.channels.release()
+        self._body_bytes -= pending.body_bytes
 
     # -- responses ----------------------------------------------------------------------------------------------------
 
@@ -493,8 +527,10 @@ class Exchange:
         name = decision.function_id
         match decision.answer:
             case Answer.RESULT:
-                if pending.channels is not None and pending.channels.response.described:
-                    log.warning("%s: %s set a status or headers, and then returned a value: they are dropped", route, name)
+                if pending.channels is not None and pending.channels.described:
+                    log.warning(
+                        "%s: %s set a status or headers, and then returned a value: they are dropped", route, name
+                    )
                 return of_result(decision.outcome, name, route)
             case Answer.DESCRIBED | Answer.STREAM:
                 assert pending.channels is not None
@@ -514,6 +550,9 @@ class Exchange:
             case Answer.TOO_LARGE:
                 text = f"Request body too large: at most {settings.body_limit} bytes are accepted"
                 return envelope(413, "PAYLOAD_TOO_LARGE", text)
+            case Answer.SHED:
+                self._shed += 1
+                return shed()
             case Answer.TIMED_OUT:
                 error_id = new_error_id()
                 text = f"No response within {pending.limit_ms} ms"
@@ -544,6 +583,9 @@ class Exchange:
             shed=self._shed,
             unmatched=self._unmatched,
             refused=self._refused,
+            body_bytes=self._body_bytes,
+            unsent_bytes=self._unsent.bytes,
+            broken_off=self._unsent.broken_off,
             answers=dict(self._answers),
         )
 
@@ -553,9 +595,3 @@ REASONS: Final[Mapping[Answer, str]] = {
     Answer.TIMED_OUT: cancellation.DEADLINE,
 }
 """Why a handler that still runs is cancelled, by how its request has ended."""
-
-
-def _fallback(request: Request, function_id: str) -> Match:
-    """What answers where no route does: `not_found_function`, in the default namespace."""
-    binding = Binding(id="not_found_function", trigger_type="http", function_id=function_id, config=ABSENT)
-    return Match(Route(method=request.method, pattern=Pattern(request.path, (), ()), binding=binding), {})

@@ -5,6 +5,7 @@ Larger ones, and those whose length nobody has declared, are left to the handler
 """
 
 import base64
+import logging
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -18,6 +19,8 @@ from .messages import BadRequest, Request
 
 URLENCODED: Final = "application/x-www-form-urlencoded"
 MULTIPART: Final = "multipart/form-data"
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what is wrong with a form, its client is told
 
 
 def is_small_form(request: Request) -> bool:

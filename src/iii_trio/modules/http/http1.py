@@ -24,6 +24,8 @@ App = Callable[[Mapping[str, Any], Any, Any], Awaitable[None]]
 
 HELD_BYTES: Final = 64 * 1024
 """How much of a body may wait for the application before no more is read."""
+STEP_BYTES: Final = 8 * 1024
+"""How much is parsed at once: a request that waits takes ten times the memory of its smallest head."""
 COALESCED: Final = 64 * 1024
 """Largest part of a body, in bytes, that leaves in one write with the head."""
 _ASGI: Final = {"spec_version": "2.3", "version": "3.0"}
@@ -101,6 +103,7 @@ class RoundTrip:
             await trio.lowlevel.checkpoint()  # sending itself is none where the socket takes everything at once
         else:
             self.ended = True
+            self.wake()
 
     @property
     def last(self) -> bool:
@@ -177,11 +180,12 @@ class Conversation:
         while data := await connection.receive():
             if self._ended:
                 continue  # what comes after our last response means nothing
-            parser.feed(data)
-            self.news.unpark_all()
-            while self._full():
-                if await self._hung_up_before_room():
-                    return
+            for start in range(0, len(data), STEP_BYTES):
+                parser.feed(data[start : start + STEP_BYTES])
+                self.news.unpark_all()
+                while self._full():
+                    if await self._hung_up_before_room():
+                        return
 
     async def _hung_up_before_room(self) -> bool:
         """Whether the client hangs up before something is taken: that must not wait behind what it has sent."""

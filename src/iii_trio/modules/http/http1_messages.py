@@ -153,7 +153,7 @@ class RequestParser:
     def on_headers_complete(self) -> None:
         """The head is here. Raises `Refused`."""
         target, self._target = self._target, b""
-        if self._current is not None:
+        if self._current is not None or self._over:
             return
         headers, self._headers = self._headers, []
         self._moved = True

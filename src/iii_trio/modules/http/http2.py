@@ -33,10 +33,11 @@ from h2.events import (
     StreamReset,
     WindowUpdated,
 )
-from h2.exceptions import ProtocolError
+from h2.exceptions import ProtocolError, StreamClosedError
+from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
-from ...protocol.limits import HTTP2_OUTBOX, HTTP2_STREAMS, HTTP2_WINDOW, STALL_S
+from ...protocol.limits import HANDSHAKE_HEAD, HTTP2_OUTBOX, HTTP2_STREAMS, HTTP2_WINDOW, HTTP2_WINDOWS, STALL_S
 from .http2_frames import RESET_COST, Frames, Refused
 
 log = logging.getLogger(__name__)
@@ -96,11 +97,13 @@ class Stream:
     # -- what the connection says -------------------------------------------------------------------------------------
 
     def got(self, data: bytes, counted: int) -> None:
+        """A piece of the body has come; `counted` are the bytes that it has taken of the windows."""
         self._body.append(data)
         self._unread += counted
         self._news.unpark_all()
 
     def leave(self) -> None:
+        """The client is gone; what it has sent is of no use any more."""
         self.gone = True
         self._body.clear()
         self.wake()
@@ -140,6 +143,7 @@ class Stream:
             return
         body, more = message.get("body", b""), message.get("more_body", False)
         if self.gone or self.ended:
+            await trio.lowlevel.checkpoint()
             return
         if self._head is not None:
             head, self._head = self._head, None
@@ -170,6 +174,8 @@ class Stream:
             self.ended = True
         if self.ended:
             self.wake()
+        else:
+            await trio.lowlevel.checkpoint()  # sending itself is none while there is room
 
     async def _wait_for_room(self) -> None:
         """Wait until the client takes something. One that takes nothing for `STALL_S` has its request reset."""
@@ -259,6 +265,12 @@ class Http2:
         self.cut_at = now + self._idle_s
         self._frames = Frames(now)
         self._h2 = _H2(H2Configuration(client_side=False, header_encoding=None))
+        bounds = {
+            SettingCodes.MAX_CONCURRENT_STREAMS: HTTP2_STREAMS,
+            SettingCodes.INITIAL_WINDOW_SIZE: HTTP2_WINDOW,
+            SettingCodes.MAX_HEADER_LIST_SIZE: HANDSHAKE_HEAD,
+        }
+        self._h2.local_settings = Settings(client=False, initial_values=bounds)
 
     @property
     def socket(self) -> trio.socket.SocketType:
@@ -281,8 +293,8 @@ class Http2:
             async with trio.open_nursery() as outer:
                 outer.start_soon(self._write, name="HTTP/2 writer")
                 self._h2.initiate_connection()
-                # the connection's window is never the narrow one: one slow upload does not stop the others
-                self._h2.increment_flow_control_window(HTTP2_STREAMS * HTTP2_WINDOW)
+                # much wider than a stream's: a slow upload does not stop the others
+                self._h2.increment_flow_control_window(HTTP2_WINDOWS - self._h2.inbound_flow_control_window)
                 self._emit()
                 async with trio.open_nursery() as requests:
                     try:
@@ -349,7 +361,7 @@ class Http2:
     def _open(self, event: RequestReceived, requests: trio.Nursery) -> None:
         if self._leaving or len(self._streams) >= HTTP2_STREAMS:
             # also when those that were reset have not ended yet: asking and resetting makes no more work than asking
-            self._h2.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
+            self.reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
             return
         complete = event.stream_ended is not None
         pseudo: dict[bytes, bytes] = {}
@@ -471,7 +483,10 @@ class Http2:
 
     def reset(self, stream_id: int, code: ErrorCodes) -> None:
         """End a stream before its time."""
-        self._h2.reset_stream(stream_id, code)
+        try:
+            self._h2.reset_stream(stream_id, code)
+        except StreamClosedError:
+            return  # the client was faster, with a frame that came together with the one we look at
         self._emit()
 
     # -- the end ------------------------------------------------------------------------------------------------------

@@ -292,7 +292,7 @@ def status_of(fields: Mapping[str, Any]) -> int:
     if status is None:
         return 200
     number = int(status) if isinstance(status, float) and status.is_integer() else status
-    if isinstance(number, str) and number.isdecimal() and len(number) == 3:
+    if isinstance(number, str) and number.isascii() and number.isdecimal():
         number = int(number)
     if isinstance(number, int) and not isinstance(number, bool) and 200 <= number <= 999:
         return number

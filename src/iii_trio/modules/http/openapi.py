@@ -2,7 +2,8 @@
 
 What is known of a route is its binding and the formats of its function. Of a request format that describes the handler's
 input, `path_params`, `query_params`, `headers` and `body` are taken; of a response format that describes a response (or
-several, one of which it is), `status_code`, `headers` and `body`. What the engine itself may answer stands beside it.
+several, one of which it is), `status_code`, `headers` and `body`, and of any other all of it, for that is the body. What
+the engine itself may answer stands beside it.
 Routes of one shape share a path, whose parameters are named as the first of them names them.
 
 The document is made piece by piece, so that 10,000 routes stall nobody, and kept until a route or a function changes.
@@ -18,7 +19,7 @@ from attrs import define, field, frozen
 from ...engine.functions import FunctionEntry, Functions
 from ...protocol import codec
 from .messages import Request, Response
-from .openapi_schemas import PLACE, UNSAFE, Format, Schema, Schemas
+from .openapi_schemas import PLACE, UNSAFE, Format, Schema, Schemas, without_null
 from .routes import Kind, Pattern, Route, Routes
 from .viewer import viewer
 
@@ -36,6 +37,7 @@ _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _NO_PARAMETERS: Final = frozenset({"accept", "content-type", "authorization"})
 """Header fields that OpenAPI has other words for."""
 _BEARER: Final = "bearer"
+_FIELDS: Final = frozenset({"status_code", "statusCode", "headers", "body"})
 
 _ERROR: Final[Schema] = {
     "type": "object",
@@ -213,29 +215,12 @@ class _Describing:
             listed.append(parameter)
         if listed or function.parameters:
             operation["parameters"] = listed + function.parameters
-        takes_body = route.method in _WITH_BODY or (route.method == "DELETE" and function.body is not None)
-        if takes_body:
+        if route.method in _WITH_BODY or (route.method == "DELETE" and function.body is not None):
             operation["requestBody"] = function.body or {"content": {JSON: {"schema": {}}}}
         if function.security is not None:
             operation["security"] = function.security
-        operation["responses"] = self._responses(route, function.responses, takes_body or bool(function.path))
+        operation["responses"] = _responses(route, function.responses)
         return operation
-
-    def _responses(self, route: Route, of_function: dict[str, Any], may_be_bad: bool) -> dict[str, Any]:
-        """What the function answers and what the engine does; where both have a status, either fits."""
-        responses: dict[str, Any] = {}
-        for status, (name, description) in _ERRORS.items():
-            if status == "422" and route.condition is None:
-                continue
-            own = of_function.get(status)
-            if own is None:
-                responses[status] = {"$ref": f"#/components/responses/{name}"}
-            else:
-                content = {media: dict(what) for media, what in own.get("content", {}).items()}
-                schema = content.setdefault(JSON, {}).get("schema", {})
-                content[JSON]["schema"] = {"anyOf": [schema, {"$ref": f"{PLACE}Error"}]}
-                responses[status] = {"description": f"{own['description']} Or: {description}", "content": content}
-        return of_function | responses
 
     def _function(self, entry: FunctionEntry | None, name: str) -> _Function:
         if entry is None:
@@ -248,7 +233,7 @@ class _Describing:
         parameters += self._parameters("header", inputs.get("headers", {}), name)
         return _Function(
             words=_words(entry, request, response),
-            path={key: self.schemas.place(schema, f"{name}.path.{key}") for key, schema in path.items()},
+            path={key: self.schemas.place(without_null(part), f"{name}.path.{key}") for key, part in path.items()},
             parameters=parameters,
             body=self._body(inputs, "body" in required, name),
             responses=self._answers(response.schema, name),
@@ -259,7 +244,7 @@ class _Describing:
         given, required = self.schemas.properties(schema)
         for key, part in given.items():
             if where == "query" or key.lower() not in _NO_PARAMETERS:
-                placed = self.schemas.place(part, f"{name}.{where}.{key}")
+                placed = self.schemas.place(without_null(part), f"{name}.{where}.{key}")
                 yield {"name": key, "in": where, "required": key in required, "schema": placed}
 
     def _body(self, inputs: dict[str, Schema], required: bool, name: str) -> dict[str, Any] | None:
@@ -274,7 +259,12 @@ class _Describing:
         """Responses by status, of a format that describes one or several of them; without one anything may come."""
         bodies: dict[str, dict[str, list[Schema]]] = {}
         for variant in self.schemas.alternatives(schema):
+            if variant.get("type") == "null":
+                bodies["204"] = {}
+                continue
             fields, _ = self.schemas.properties(variant)
+            if _FIELDS.isdisjoint(fields) and (fields or variant.get("type", "object") != "object"):
+                fields = {"body": variant}  # what has none of a response's keys is the body itself
             status = fields.get("status_code", fields.get("statusCode"))
             named = [] if status is None else self.schemas.values(status)
             statuses = [str(value) for value in named if isinstance(value, int) and 200 <= value <= 599]
@@ -312,6 +302,23 @@ class _Describing:
             return None
         self.guarded = True
         return [{_BEARER: []}] if names[0] in required else [{_BEARER: []}, {}]
+
+
+def _responses(route: Route, of_function: dict[str, Any]) -> dict[str, Any]:
+    """What the function answers and what the engine does; where both have a status, either fits."""
+    responses: dict[str, Any] = {}
+    for status, (name, description) in _ERRORS.items():
+        if status == "422" and route.condition is None:
+            continue
+        own = of_function.get(status)
+        if own is None:
+            responses[status] = {"$ref": f"#/components/responses/{name}"}
+        else:
+            content = {media: dict(what) for media, what in own.get("content", {}).items()}
+            schema = content.setdefault(JSON, {}).get("schema", {})
+            content[JSON]["schema"] = {"anyOf": [schema, {"$ref": f"{PLACE}Error"}]}
+            responses[status] = {"description": f"{own['description']} Or: {description}", "content": content}
+    return of_function | responses
 
 
 def _words(entry: FunctionEntry, request: Format, response: Format) -> dict[str, str]:

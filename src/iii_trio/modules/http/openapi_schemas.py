@@ -111,7 +111,10 @@ class Schemas:
         required: set[str] = set()
         untried, left = [schema], _HOPS
         while untried and left:
-            part, left = self.follow(untried.pop()), left - 1
+            part, left = without_null(self.follow(untried.pop())), left - 1
+            if "$ref" in part:
+                untried.append(part)
+                continue
             untried.extend(part.get("allOf", ()))
             found.update(part.get("properties", {}))
             required.update(part.get("required", ()))
@@ -135,6 +138,21 @@ class Schemas:
             return list(schema["enum"])
         parts = [self.values(part) for part in schema.get("anyOf") or schema.get("oneOf") or ()]
         return [value for part in parts for value in part] if all(parts) else []
+
+
+def without_null(schema: Schema) -> Schema:
+    """A schema without the alternative of being null, which a parameter cannot be."""
+    if isinstance(schema.get("type"), list) and "null" in schema["type"]:
+        others = [kind for kind in schema["type"] if kind != "null"]
+        return {**schema, "type": others[0] if len(others) == 1 else others} if others else schema
+    for key in ("anyOf", "oneOf"):
+        if {"type": "null"} in schema.get(key, ()):
+            others = [part for part in schema[key] if part != {"type": "null"}]
+            rest = {name: value for name, value in schema.items() if name != key}
+            if len(others) == 1 and rest.keys().isdisjoint(others[0]):
+                return {**rest, **others[0]}
+            return {**rest, key: others} if others else schema
+    return schema
 
 
 def _ended(name: str, found: Mapping[str, Schema]) -> Schema:

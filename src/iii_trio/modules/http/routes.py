@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from attrs import define, field, frozen
 
 from ...engine.triggers import Binding, Reason
-from ...protocol import Json, JsonError
+from ...protocol import ABSENT, Json, JsonError
 from ...protocol.errors import TriggerRejected
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
@@ -151,6 +151,12 @@ class Match:
 
     route: Route
     params: dict[str, str]
+
+
+def fallback(method: str, path: str, function_id: str) -> Match:
+    """What answers where no route does: `not_found_function`, in the default namespace."""
+    binding = Binding(id="not_found_function", trigger_type="http", function_id=function_id, config=ABSENT)
+    return Match(Route(method=method, pattern=Pattern(path, (), ()), binding=binding), {})
 
 
 @frozen

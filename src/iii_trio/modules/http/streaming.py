@@ -258,25 +258,82 @@ async def relay(
 
 @define(eq=False)
 class Channelled:
-    """Both channels of one request."""
+    """Both channels of one request. A handler is told of them, but they are made only when somebody comes for one.
 
-    body: RequestBody
-    response: ResponseChannel
+    Where the body is still to come they are made at once, for the body goes into its channel.
+    """
+
+    _core: Engine
+    _incoming: Incoming
+    _decision: ResponseDecision
+    _raw: bytes
+    _body_id: str
+    _response_id: str
+    _keys: str
+    _made: tuple[RequestBody, ResponseChannel] | None = field(default=None, init=False)
 
     @classmethod
-    def open(cls, core: Engine, incoming: Incoming, decision: ResponseDecision) -> "Channelled":
-        """Make the channels; `input` tells a handler of their far ends."""
-        new_id, create, keys = core.invocations.new_id, core.channels.create_half, secrets.token_hex(48)
-        body = RequestBody(create(new_id(), keys[:48]), incoming)
-        return cls(body, ResponseChannel(create(new_id(), keys[48:]), decision))
+    def open(cls, core: Engine, incoming: Incoming, decision: ResponseDecision, raw: bytes) -> "Channelled":
+        """The channels of a request of whose body `raw` has been read; `input` tells a handler of their far ends."""
+        new_id, channels = core.invocations.new_id, core.channels
+        both = cls(core, incoming, decision, raw, new_id(), new_id(), secrets.token_hex(48))
+        channels.promise(both._body_id, both._make)
+        channels.promise(both._response_id, both._make)
+        if not incoming.complete:
+            both._make()
+        return both
+
+    def _make(self) -> None:
+        channels, keys = self._core.channels, self._keys
+        channels.withdraw(self._body_id)
+        channels.withdraw(self._response_id)
+        body = RequestBody(channels.create_half(self._body_id, keys[:48]), self._incoming)
+        self._made = body, ResponseChannel(channels.create_half(self._response_id, keys[48:]), self._decision)
+        body.put(self._raw)
+        body.begin()
+
+    def _both(self) -> tuple[RequestBody, ResponseChannel]:
+        if self._made is None:
+            self._make()
+        assert self._made is not None
+        return self._made
+
+    @property
+    def body(self) -> RequestBody:
+        """The request's body on its way to the handler."""
+        return self._both()[0]
+
+    @property
+    def response(self) -> ResponseChannel:
+        """What the handler writes."""
+        return self._both()[1]
+
+    @property
+    def expected(self) -> bool:
+        """Whether somebody has come to write."""
+        return self._made is not None and self._made[1].expected
+
+    @property
+    def described(self) -> bool:
+        """Whether somebody has written what sets a status or headers."""
+        return self._made is not None and self._made[1].described
 
     def input(self, data: Json) -> Json:
         """The handler's input with the refs of the channels' far ends, as text: ids and keys hold nothing to escape."""
-        body, response = self.body.channel, self.response.channel
-        refs = REFS % (body.id, body.read_key, response.id, response.write_key)
+        refs = REFS % (self._body_id, self._keys[:48], self._response_id, self._keys[48:])
         return Json(data.raw[:-1] + refs.encode("ascii"))
+
+    def wake(self) -> None:
+        """Something has happened that whoever streams wants to look at."""
+        if self._made is not None:
+            self._made[1].wake()
 
     def release(self) -> None:
         """The request is over, for whatever reason."""
-        self.body.release()
-        self.response.release("the response is complete")
+        if self._made is None:
+            self._core.channels.withdraw(self._body_id)
+            self._core.channels.withdraw(self._response_id)
+            return
+        body, response = self._made
+        body.release()
+        response.release("the response is complete")

@@ -2,7 +2,7 @@
 
 Whatever happens to a queue (a message was stored, a slot is free again, a function appeared) leads to one question to
 the machine, when the batch of callbacks under way is through: what may begin? What does and has its message at hand
-begins in that very step, without a task, and leaves the engine together with the receipts of that batch. Nothing polls:
+begins in that very step, without a task, and leaves the engine right behind the receipts of that batch. Nothing polls:
 the dispatcher sleeps until a retry is due, or something happened outside of a batch.
 
 Only what must wait for the disk goes over the channel to a consumer: a message that has to be read back, a verdict that
@@ -25,7 +25,7 @@ from attrs import define, evolve, field, frozen
 from ...engine import Engine, LocalPeer
 from ...protocol.errors import StoreError
 from ...stores.interfaces import Heading, Job, JobLog, QueueCensus
-from ...stores.results import Done, OnDone, Result, StoreFull
+from ...stores.results import Done, Failed, OnDone, Result, StoreFull
 from ...stores.waiting import WaitingJobLog
 from ...transport import after_batch
 from .delivery import Attempt, Share
@@ -43,6 +43,9 @@ ADOPTING: Final = "adopting"
 LOADING: Final = "loading"
 PURGING: Final = "purging"
 """Reasons to begin nothing: somebody's decision, the engine stops, older messages are on their way, it starts, or they go."""
+
+FOUND: Final = 100
+"""Messages read back by one operation."""
 
 WRITE_AGAIN_S: Final = 1.0
 """Pause before a verdict that did not reach the disk is written again."""
@@ -267,7 +270,7 @@ class ActiveQueue:
     def _begin(self) -> float:
         """Begin what may begin; returns when to ask again, if nothing happens."""
         self._stirred = False
-        due = math.inf
+        due, absent = math.inf, list[Item]()
         for effect in self.machine.poll(self.core.clock.now()):
             if isinstance(effect, SetTimer):
                 due = effect.when
@@ -276,8 +279,29 @@ class ActiveQueue:
             elif (job := self.shelf.get(effect.item.seq)) is not None:
                 self._deliver(effect.item, job)
             else:
-                self._queue_up(effect.item)
+                absent.append(effect.item)
+        for first in range(0, len(absent), FOUND):
+            self._find(absent[first : first + FOUND])
         return due
+
+    def _find(self, items: list[Item]) -> None:
+        """Deliver what is not at hand: read back together, and where that fails each by itself."""
+
+        def found(result: Result[list[Job]]) -> None:
+            if self._line is None:
+                return
+            jobs = {job.seq: job for job in result.value} if isinstance(result, Done) else {}
+            for item in items:
+                job = jobs.get(item.seq)
+                if job is None:
+                    self._queue_up(item)
+                else:
+                    self._deliver(item, job)
+
+        try:
+            self.log.find([item.seq for item in items], found)
+        except StoreError as error:
+            found(Failed(error))
 
     def _deliver(self, item: Item, job: Job) -> None:
         share = self._least_loaded()
@@ -304,9 +328,10 @@ class ActiveQueue:
         """Dispatch until there are no shares, and what had begun has ended."""
         # what is in flight never exceeds the concurrency, and nothing else ever lies in the channel: it needs no bound of
         # its own, and handing over a message costs no turn of the loop
-        self._line, receive = trio.open_memory_channel[Item | Attempt | Read](math.inf)
+        line, receive = trio.open_memory_channel[Item | Attempt | Read](math.inf)
+        self._line = line
         try:
-            async with trio.open_nursery() as nursery, self._line:
+            async with trio.open_nursery() as nursery, line:
                 while self.shares or self.machine.in_flight:
                     self._wake = trio.Event()
                     self._due = self._begin()
@@ -317,7 +342,8 @@ class ActiveQueue:
                         await self._wake.wait()
                 self._serving, self._line = False, None
         finally:
-            self._line = None
+            if self._line is line:  # a queue that got a share again meanwhile has begun anew
+                self._line = None
 
     @property
     def _most_consumers(self) -> int:

@@ -34,6 +34,9 @@ DLQ_LIMIT: Final = 50
 DLQ_LARGEST: Final = limits.QUEUE_DLQ_PAGE
 """Dead letters in one answer: unless the caller says otherwise, and whatever it says."""
 
+DLQ_BYTES: Final = limits.MAX_MESSAGE - 1024 * 1024
+"""The same in bytes, with room for what is around them."""
+
 LARGEST_OFFSET: Final = 2**62
 """More than there can be; a store takes no number beyond 64 bits."""
 
@@ -214,14 +217,21 @@ class QueueFunctions:
     def dlq_messages(self, call: Call, data: Json) -> Later:
         """`engine::queue::dlq_messages`: `{"topic","offset":0,"limit":50}` in, an array out, newest first.
 
-        `failed_at` is in seconds; `retries` are the attempts made; `size_bytes` is the payload's size.
+        `failed_at` is in seconds; `retries` are the attempts made; `size_bytes` is the payload's size. There are fewer
+        than `limit`, at least one, when more would not fit into a message.
         """
         request = Request.read(DLQ_MESSAGES, data)
         offset, limit = request.count("offset", 0), request.count("limit", DLQ_LIMIT)
         queues = self.queues.resolve(self._topic_name(request))
 
         def answer(letters: list[DeadLetter]) -> Json:
-            return Json(b"[" + b",".join(_dead_letter(letter) for letter in letters) + b"]")
+            shown, size = list[bytes](), 0
+            for text in map(_dead_letter, letters):
+                size += len(text)
+                if shown and size > DLQ_BYTES:
+                    break
+                shown.append(text)
+            return Json(b"[" + b",".join(shown) + b"]")
 
         def refused(error: StoreError) -> WireError:
             return WireError(f"Failed to browse DLQ messages: {error}", "dlq_messages_failed")

@@ -91,6 +91,7 @@ class Queues:
     _subscribed: dict[str, ActiveQueue] = field(factory=dict, init=False)
     _unclaimed: Counter[str] = field(factory=Counter, init=False)
     _adopting: set[str] = field(factory=set, init=False)
+    _adopt_again: set[str] = field(factory=set, init=False)  # published since, for who subscribed since
     _paused: set[str] = field(factory=set, init=False)
     _loading: bool = field(default=True, init=False)
     _time: LogTime = field(init=False)
@@ -330,7 +331,9 @@ class Queues:
         queue = self._destination(topic, target)
         if not queue.remembered:
             self.log.remember(topic, *target, self._noted)
-        if self._unclaimed[topic] and topic not in self._adopting:
+        if self._unclaimed[topic] and topic in self._adopting:
+            self._adopt_again.add(topic)
+        elif self._unclaimed[topic]:
             self._adopting.add(topic)
             self._adopt(queue)
         queue.remembered = True
@@ -389,16 +392,21 @@ class Queues:
                 queue.take_in(job)
             if result.value:
                 self._claimed(key.name, len(result.value))
+            if result.value or key.name in self._adopt_again:
+                self._adopt_again.discard(key.name)
                 heir = queue if queue.remembered else self._heir(key.name)
                 if heir is not queue:
                     queue.release(ADOPTING)
+                    self.tidy(queue)
                 if heir is not None:
                     self._adopt(heir)
                     return
         else:
             log.error("messages from before the first subscription wait for the next one: %s", result.error)
         self._adopting.discard(key.name)
+        self._adopt_again.discard(key.name)
         queue.release(ADOPTING)
+        self.tidy(queue)
 
     def _heir(self, topic: str) -> ActiveQueue | None:
         """A destination of a topic whose first one went while it was given what had been published before."""

@@ -62,8 +62,10 @@ class Expiry:
 
     def ahead_of_write(self, scope: str, key: str) -> None:
         """Remove the key first, if its time is up, so that a write finds what readers see. Raises `StoreError`."""
+        if self._due_ms is None:
+            return
         now_ms = self.core.clock.wall_ms()
-        if self._due_ms is not None and self._due_ms <= now_ms:
+        if self._due_ms <= now_ms:
             self._submit(now_ms, 1, lambda _: None, (scope, key))
 
     def _wait(self, at_least_s: float = 0.0) -> None:

@@ -154,7 +154,9 @@ class StateModule:
             telling.tell(call, scope, key, old.raw, None)
 
         summaries = {function_id: (code, FAILURES[code]) for function_id, code in REMOTE_CODES.items()}
-        return RemoteState(remote, summaries, check_size, fire_set, fire_deleted)
+        return RemoteState(
+            remote, summaries, check_size, fire_set, fire_deleted, listens=lambda: bool(len(telling.watches))
+        )
 
     def statistics(self) -> StateStatistics:
         """A frozen picture of operations, bindings and deliveries."""

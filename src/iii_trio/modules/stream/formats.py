@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from ..durable import DURABLE_FIELDS
 from ..inputs import object_schema
 from ..updates import ERRORS_SCHEMA, OPS_SCHEMA
 
@@ -66,6 +67,7 @@ STREAM_CONFIG: Final = object_schema(
         "group_id": {**_TEXT_OR_NULL, "description": "Only this group; absent or empty means every group."},
         "item_id": {**_TEXT_OR_NULL, "description": "Only this item; absent or empty means every item."},
         "condition_function_id": _CONDITION,
+        **DURABLE_FIELDS,
     },
 )
 STREAM_EVENT: Final = object_schema(

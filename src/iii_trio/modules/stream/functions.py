@@ -20,6 +20,7 @@ from ...protocol.codec import encode_value
 from ...protocol.errors import StoreError, WireError
 from ...protocol.limits import MAX_DEPTH
 from ...stores import (
+    Beside,
     Failed,
     KeyValue,
     MalformedOps,
@@ -35,6 +36,7 @@ from ..inputs import Fields, call_fields
 from ..remote import Remote, failure
 from ..updates import Decided, check_depth, decide
 from . import formats
+from .durable import Durable, Recording
 from .events import Group, Stamps, changed, custom, event
 from .providers import End, Providers, Turns
 from .remote import RemoteStreams
@@ -71,6 +73,8 @@ FAILURES: Final = {
     SEND_ERROR: "Failed to send event",
 }
 
+FAILED_WRITES: Final = {"set": SET_ERROR, "update": UPDATE_ERROR, "delete": DELETE_ERROR}
+
 Address = tuple[str, str, str]
 """Stream, group and item."""
 
@@ -89,6 +93,7 @@ class StreamFunctions:
     stamps: Stamps
     hub: Hub
     firing: Firing
+    durable: Durable
     remote: Remote | None = None
     far: RemoteStreams | None = field(default=None, init=False)
     failed: int = field(default=0, init=False)
@@ -173,13 +178,16 @@ class StreamFunctions:
             raise self._too_large(len(value), limit)
         if self.far is not None:
             return self.far.write(call, data, SET_ERROR, address)
+        recording = self._recording(call, SET_ERROR, (stream, group), item)
 
         def done(old: bytes | None) -> None:
             before = NULL if old is None else Json(old)
+            self.durable.recorded(recording)
             self._announce(call, address, b"create" if old is None else b"update", value)
             call.succeed(Json(b'{"old_value":%s,"new_value":%s}' % (before.raw, value.raw)))
 
-        return self._submit(call, SET_ERROR, partial(self._values(stream).set, group, item, value.raw), done)
+        submit = partial(self._values(stream).set, group, item, value.raw, beside=_beside(recording))
+        return self._submit(call, SET_ERROR, submit, done)
 
     def _get(self, call: Call, data: Json) -> Later:
         """`{"stream_name", "group_id", "item_id"}` → the item; no result at all when it is missing."""
@@ -201,14 +209,17 @@ class StreamFunctions:
             return self._write_through("delete", DELETE_ERROR, call, data, address)
         if self.far is not None:
             return self.far.write(call, data, DELETE_ERROR, address)
+        recording = self._recording(call, DELETE_ERROR, (stream, group), item)
 
         def done(old: bytes | None) -> None:
             before = NULL if old is None else Json(old)
+            self.durable.recorded(recording)
             if old is not None:
                 self._announce(call, address, b"delete", before)
             call.succeed(Json(b'{"old_value":%s}' % before.raw))
 
-        return self._submit(call, DELETE_ERROR, partial(self._values(stream).delete, group, item), done)
+        submit = partial(self._values(stream).delete, group, item, beside=_beside(recording))
+        return self._submit(call, DELETE_ERROR, submit, done)
 
     def _update(self, call: Call, data: Json) -> Later:
         """The address and `ops` → `{"old_value", "new_value", "errors"?}` (§4)."""
@@ -226,15 +237,18 @@ class StreamFunctions:
             return self.far.write(call, data, UPDATE_ERROR, address, len(fields.array("ops")))
 
         limit = self.settings.value.max_value_bytes
+        recording = self._recording(call, UPDATE_ERROR, (stream, group), item)
 
         def done(updated: Updated[Decided]) -> None:
             if limit is not None and updated.answer.too_large:
                 call.fail(self._too_large(len(updated.answer.value), limit))
             else:
+                self.durable.recorded(recording)
                 self._updated(call, address, updated.old, updated.answer)
 
         change = partial(decide, ops, limit, depth=EVENT_DEPTH)
-        return self._submit(call, UPDATE_ERROR, partial(self._values(stream).update, group, item, change), done)
+        submit = partial(self._values(stream).update, group, item, change, beside=_beside(recording))
+        return self._submit(call, UPDATE_ERROR, submit, done)
 
     def _list(self, call: Call, data: Json) -> Later:
         """`{"stream_name", "group_id"}` → the group's items, in the order in which they were first set."""
@@ -287,8 +301,21 @@ class StreamFunctions:
         self._check(SEND_ERROR, value)
         self.sends += 1
         if self.far is None:
-            self._tell(call, group, item, custom(kind, value), customs=1)
-            return Outcome(NULL)
+            body = custom(kind, value)
+            recording = self._recording(call, SEND_ERROR, group, item)
+            if recording is None:
+                self._tell(call, group, item, body, customs=1)
+                return Outcome(NULL)
+
+            def recorded(error: StoreError | None) -> None:
+                if error is not None:
+                    call.fail(self._failure(SEND_ERROR, str(error)))
+                    return
+                self._tell(call, group, item, body, customs=1)
+                call.succeed(NULL)
+
+            self.durable.record(recording, body, recorded)
+            return LATER
 
         def sent(outcome: Outcome) -> None:
             if outcome.ok:
@@ -393,14 +420,28 @@ class StreamFunctions:
         old = answer.get("old_value")
         before = Json.of(old)
         if operation == "delete":
-            if old is not None:
-                self._announce(call, address, b"delete", before)
-            call.succeed(Json(b'{"old_value":%s}' % before.raw))
+            kind, data, result = b"delete", before, Json(b'{"old_value":%s}' % before.raw)
+        else:
+            data = Json.of(answer["new_value"])
+            kind = b"create" if old is None else b"update"
+            result = _change(before, data, answer.get("errors") if operation == "update" else None)
+        if operation == "delete" and old is None:
+            call.succeed(result)
             return
-        after = Json.of(answer["new_value"])
-        errors = answer.get("errors") if operation == "update" else None
-        self._announce(call, address, b"create" if old is None else b"update", after)
-        call.succeed(_change(before, after, errors))
+        self._announce(call, address, kind, data)
+        failure, group = FAILED_WRITES[operation], address[:2]
+        recording = None if self.far is not None else self._recording(call, failure, group, address[2])
+        if recording is None:
+            call.succeed(result)
+            return
+
+        def recorded(error: StoreError | None) -> None:
+            if error is None:
+                call.succeed(result)
+            else:
+                call.fail(self._failure(failure, f"it was done, and durable triggers do not hear of it: {error}"))
+
+        self.durable.record(recording, changed(kind, data), recorded)
 
     def _update_through(self, call: Call, address: Address, ops: Ops) -> Later:
         """An update for a provider that has none: its get, the operations, its set, and no other write in between."""
@@ -445,6 +486,12 @@ class StreamFunctions:
 
     # -- events -------------------------------------------------------------------------------------------------------
 
+    def _recording(self, call: Call, failure: str, group: Group, item: str | None) -> Recording | None:
+        try:
+            return self.durable.recording(call, group, item)
+        except StoreError as error:
+            raise self._failure(failure, str(error)) from None
+
     def _updated(self, call: Call, address: Address, old: bytes | None, decided: Decided) -> None:
         before = NULL if old is None else Json(old)
         if decided.written:
@@ -472,6 +519,10 @@ class StreamFunctions:
             self.hub.publish(told)
         else:
             self.far.spread(told, kept_here=kept_here)
+
+
+def _beside(recording: Recording | None) -> Beside | None:
+    return None if recording is None else recording.beside
 
 
 def _address(fields: Fields) -> Address:

@@ -2,6 +2,7 @@
 
 import logging
 import ssl
+from contextlib import AsyncExitStack
 from ipaddress import ip_address
 
 import trio
@@ -12,8 +13,10 @@ from ...engine import Engine, Firing, bind, open_local
 from ...engine.firing import FiringStatistics
 from ...protocol.errors import ConfigError
 from ...stores import Store
+from ..outbox import OutboxStatistics
 from ..remote import Remote
 from . import formats
+from .durable import make_durable
 from .events import Group, Stamps
 from .functions import StreamFunctions
 from .providers import Providers
@@ -32,7 +35,7 @@ class StreamStatistics:
     """What the module has done and holds; the parts are None while it does not run.
 
     `writes` that caused an event, `sends`, operations that `failed`, calls of `providers` under way, `bindings` of the
-    three trigger types.
+    three trigger types, durable ones whose worker is away included; `outbox`: events on their way into the queue.
     """
 
     writes: int
@@ -43,6 +46,7 @@ class StreamStatistics:
     hub: HubStatistics | None
     sockets: SocketStatistics | None
     firing: FiringStatistics | None
+    outbox: OutboxStatistics | None
 
 
 @define(eq=False)
@@ -77,22 +81,28 @@ class StreamModule:
     async def run(self, core: Engine, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `task_status` is told once subscribers can connect.
 
-        Raises `ConfigError` for an address that cannot be bound; nothing has been provided then.
+        Raises `ConfigError` for an address that cannot be bound and `StoreError` when the store cannot be read; nothing
+        has been provided then.
         """
         listeners = await self._bind(self.settings.value) if self.listen else []
         try:
-            async with open_local(core, "stream") as peer:
+            async with open_local(core, "stream") as peer, AsyncExitStack() as stack:
                 providers, stamps, firing = Providers(core, peer), Stamps(core.clock.wall_ms), Firing(peer)
                 hub = Hub(stamps, Snapshots(self.store, providers, _warn, self.remote))
+                durable = make_durable(core, peer, self.store, self._watches, stamps, remote=self.remote is not None)
+                stack.callback(durable.outbox.close)
                 functions = StreamFunctions(
-                    self.settings, self.store, providers, self._watches, stamps, hub, firing, self.remote
+                    self.settings, self.store, providers, self._watches, stamps, hub, firing, durable, self.remote
                 )
                 sockets = Sockets(core, peer, firing, hub, self._watches, self.settings, self.tls)
                 self._parts = _Parts(functions, hub, sockets, firing)
+                if self.remote is None:
+                    await durable.provider.durable.load()
+                    await durable.outbox.open()
                 functions.register(peer)
                 peer.provide(
                     "stream",
-                    self._watches.stream,
+                    durable.provider,
                     description="Calls a function with every event of a stream.",
                     config_format=formats.STREAM_CONFIG,
                     call_format=formats.STREAM_EVENT,
@@ -160,17 +170,18 @@ class StreamModule:
         """A frozen picture of data, subscribers and deliveries."""
         parts, bindings = self._parts, len(self._watches)
         if parts is None:
-            return StreamStatistics(0, 0, 0, 0, bindings, None, None, None)
+            return StreamStatistics(0, 0, 0, 0, bindings, None, None, None, None)
         functions = parts.functions
         return StreamStatistics(
             writes=functions.writes,
             sends=functions.sends,
             failed=functions.failed,
             providers=functions.providers.running,
-            bindings=bindings,
+            bindings=bindings + len(functions.durable.provider.durable),
             hub=parts.hub.statistics(),
             sockets=parts.sockets.statistics(),
             firing=parts.firing.statistics(),
+            outbox=functions.durable.outbox.statistics(),
         )
 
 

@@ -25,8 +25,6 @@ Place = tuple[str | None, str | None, str | None]
 def read_stream_config(binding: Binding) -> tuple[Place, str | None]:
     """Place and condition of a `stream` binding (§6.1); raises `TriggerRejected` for a config that does not fit."""
     fields = config_fields(binding, REFUSED)
-    if fields.flag("durable"):  # what somebody relies on must not be ignored in silence
-        raise fields.refuse("`durable` is for `state` triggers: events of streams are told from memory")
     place = (
         fields.text_or_none("stream_name"),
         fields.text_or_none("group_id") or None,
@@ -43,6 +41,14 @@ def read_subscription_config(binding: Binding) -> tuple[str | None, str | None]:
     return fields.text_or_none("stream_name") or None, fields.function_id("condition_function_id")
 
 
+def places_of(group: tuple[str, str], item: str | None) -> list[Place]:
+    """Where bindings for an event may stand."""
+    stream, group_id = group
+    streams = (stream,) if stream.startswith(INTERNAL) else (stream, None)
+    items = (None,) if item is None else (item, None)
+    return [(name, one, other) for name in streams for one in (group_id, None) for other in items]
+
+
 @define(eq=False)
 class Watches:
     """Everything bound to the three types."""
@@ -55,11 +61,7 @@ class Watches:
         """The `stream` bindings for an event, each with its condition."""
         if not len(self.stream):
             return []
-        stream, group_id = group
-        streams = (stream,) if stream.startswith(INTERNAL) else (stream, None)
-        items = (None,) if item is None else (item, None)
-        places = ((name, one, other) for name in streams for one in (group_id, None) for other in items)
-        return [found for place in places for found in self.stream.at(place)]
+        return [found for place in places_of(group, item) for found in self.stream.at(place)]
 
     def of_subscription(self, index: BindingIndex[str | None], stream: str) -> list[tuple[Binding, str | None]]:
         """The `stream:join` or `stream:leave` bindings for a stream, each with its condition."""
