@@ -118,10 +118,10 @@ async def kill_workers(directory: Path, kills: int, seed: int, wait_s: float) ->
             nonlocal killed
             while True:
                 async with worker(engine, name, 0.01, seen) as process:
-                    if killed >= kills:
-                        await trio.sleep_forever()
                     target = len(seen.done) + dice.randint(10, 50)
                     await seen.until(lambda target=target: len(seen.done) >= target)
+                    if killed >= kills:
+                        await trio.sleep_forever()
                     killed += 1
                     process.kill()
 

@@ -15,7 +15,8 @@ import trio.testing
 from attrs import define, field
 
 from iii_trio import Client, InvocationError, Worker, open_client
-from iii_trio.config import load_config
+from iii_trio.config import ConfigError, load_config
+from iii_trio.host.adopt import Adoption
 from iii_trio.host.compose import Running, open_host
 from iii_trio.host.plan import Overrides
 from iii_trio.modules.queue import QueueModule
@@ -359,6 +360,28 @@ async def test_an_entry_that_is_not_in_force_is_named(tmp_path: Path) -> None:
         # to define the bad one well is a way out
         assert (await bench.call("queue::define", queue="bad", config={}))["changed"]
         assert (await bench.call("queue::define", queue="mail"))["changed"]
+
+
+async def test_a_definition_that_is_written_and_not_in_force_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out, stuck = Adoption._carry_out, True
+
+    async def carry_out_later(self: Adoption, adopted: Any, new: Any) -> None:
+        if stuck:
+            raise ConfigError("not now")
+        await carry_out(self, adopted, new)
+
+    async with engine(tmp_path) as bench:
+        monkeypatch.setattr(Adoption, "_carry_out", carry_out_later)
+        code, message = await refusal(bench, "queue::define", queue="mail", config={"concurrency": 2})
+        assert code == "define_pending"
+        assert message == "queue configuration is still being applied; retry queue::define"
+        assert "mail" in (await bench.kept())["queue_configs"]
+        assert await bench.call("iii-queue::on-config-change") == {"ok": True, "applied": False}
+        stuck = False
+        assert (await bench.call("queue::define", queue="mail", config={"concurrency": 2}))["changed"]
+        await bench.delivered("mail")
 
 
 async def test_a_definition_has_no_placeholders(tmp_path: Path) -> None:

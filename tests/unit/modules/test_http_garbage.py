@@ -20,11 +20,10 @@ async def test_a_request_leaves_nothing_for_the_garbage_collector(autojump_clock
         await house.client("GET", "/x").run()
         gc.collect()
         gc.disable()
-        # errors of other tests may hold some
-        before = {id(thing) for thing in gc.get_objects() if isinstance(thing, Pending)}
+        before = pending()  # errors of other tests hold some
         try:
             for _ in range(10):
                 await house.client("GET", "/x").run()
-            assert not [thing for thing in gc.get_objects() if isinstance(thing, Pending) and id(thing) not in before]
+            assert pending() == before
         finally:
             gc.enable()

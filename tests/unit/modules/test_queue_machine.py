@@ -391,7 +391,7 @@ def test_a_purge_removes_what_has_not_begun_and_nothing_else(fifo: bool) -> None
 
 @pytest.mark.parametrize("fifo", [False, True])
 def test_memory_is_bounded_however_many_messages_wait(fifo: bool) -> None:
-    count, lanes = 100_000, 100
+    count, lanes = 30_000, 100
     queue = machine(Policy(fifo=fifo, concurrency=1))
     tracemalloc.start()
     for seq in range(1, count + 1):
@@ -403,7 +403,7 @@ def test_memory_is_bounded_however_many_messages_wait(fifo: bool) -> None:
 
 
 def test_a_group_that_waits_costs_little_memory() -> None:
-    groups = 20_000
+    groups = 5_000
     queue = machine(Policy(fifo=True, concurrency=1))
     names = [f"g{number}" for number in range(groups)]
     tracemalloc.start()

@@ -11,8 +11,10 @@ from queue_harness import configured, failing, open_world, stats, taking
 from trio.testing import MockClock
 
 from iii_trio.config import QueueSettings
+from iii_trio.engine import Clock
 from iii_trio.modules.queue import dispatch
 from iii_trio.modules.queue.machine import QueueMachine
+from iii_trio.modules.queue.reading import LogTime
 from iii_trio.protocol.errors import StoreError
 from iii_trio.stores import Failed, JobLog, NewJob, StoreFull, WaitingJobLog, open_memory
 
@@ -172,3 +174,22 @@ async def test_a_clock_that_was_set_back_holds_no_delayed_message_longer_than_it
             assert handler.data == []
             await trio.sleep(2)
             assert handler.data == [1]
+
+
+async def test_the_time_of_the_log_follows_the_wall_clock_forward_and_never_back(autojump_clock: MockClock) -> None:
+    class Set(Clock):
+        ahead_s = 0.0
+
+        def wall(self) -> float:
+            return 1_700_000_000 + trio.current_time() + self.ahead_s
+
+    clock = Set()
+    time = LogTime(clock)
+    began_ms = time.now_ms()
+    for ahead_s, expected_ms in ((0.5, 0), (-3_600.0, 0), (7_200.0, 7_200_000), (0.0, 7_200_000)):
+        clock.ahead_s = ahead_s
+        assert time.now_ms() - began_ms == expected_ms
+    await trio.sleep(5)
+    assert time.now_ms() - began_ms == 7_205_000
+    assert time.to_ms(time.from_ms(began_ms)) == began_ms
+    assert time.from_ms(time.now_ms()) == pytest.approx(trio.current_time())

@@ -6,6 +6,7 @@ shielded without a deadline; a client of HTTP/2 that leaves can leave its reques
 is let in. Here an error in a connection ends that connection, a write without progress breaks it, and stopping takes a
 bounded time. It is also faster: one sweeper serves all connections where there a task per request watches for
 idleness. What a client speaks is decided once, in `Connections._serve_one`: `http1` or, agreed on by TLS, `http2`.
+Above either stands hypercorn's `HTTPStream` (`front`); the application itself also runs under `hypercorn.trio.serve`.
 
     serve ─ accept loops
           └ keeper (outlives cancellation by the grace) ─ sweeper · one task per connection ─ its requests
@@ -93,9 +94,8 @@ class Connection:
             client, server = _address(self.socket.getpeername()), _address(self.socket.getsockname())
         except OSError:
             return  # gone before it was accepted
-        scheme = "http" if self._plain else "https"
         with self._scope:
-            await Conversation(self, stopping, app, CONNECTION, scheme, client, server).run()
+            await Conversation(self, stopping, app, CONNECTION, not self._plain, client, server).run()
 
     async def receive(self) -> bytes:
         """Some bytes; none when the client will send no more, or is gone."""

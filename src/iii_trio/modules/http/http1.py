@@ -1,20 +1,22 @@
 """HTTP/1.1 on one connection: requests one after the other, each handed to the ASGI application.
 
-Why not hypercorn's `H11Protocol`. It costs twice as much as all the rest of a request: its parser is Python, every
-request is a task with a channel of its own, and a response leaves in three pieces. Here two tasks serve a connection for
+hypercorn's `HTTPStream` stands between the application and this file (see `front`), its `H11Protocol` does not: that one
+costs twice as much as all the rest of a request, for its parser is Python, every request is a task with a channel of its
+own, and a response leaves in three pieces. Here two tasks serve a connection for
 as long as it lasts. One reads and parses; it reads on while a request is answered, so that the client's leaving is
 noticed, and pauses while what has come is not taken. The other one runs the application. Whatever happens wakes one
 parking lot: nothing is passed from task to task but the request itself.
 """
 
 import math
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
 
 import trio
 from attrs import define, field
+from hypercorn.protocol.events import Request
 
+from .front import Address, Fields, Front, as_state
 from .http1_messages import CONTINUE, Arriving, RequestParser, ResponseFraming
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ STEP_BYTES: Final = 8 * 1024
 """How much is parsed at once: a request that waits takes ten times the memory of its smallest head."""
 COALESCED: Final = 64 * 1024
 """Largest part of a body, in bytes, that leaves in one write with the head."""
-_ASGI: Final = {"spec_version": "2.3", "version": "3.0"}
 
 
 @define(eq=False)
@@ -66,39 +67,31 @@ class RoundTrip:
                 continue
             await self.conversation.news.park()
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:
-        """The head of the response, or a piece of its body. To a client that is gone nothing is sent, and nothing raised.
+    async def head(self, status: int, headers: Fields) -> None:
+        """The head of the response; it leaves with the first piece of the body. Raises `ValueError` for a broken one."""
+        arriving, conversation = self.arriving, self.conversation
+        last = not arriving.keep_alive or conversation.stopping.is_set() or (arriving.expects and not arriving.complete)
+        self._framing = ResponseFraming(arriving.method, arriving.version, last)
+        self._head = self._framing.head(status, headers)
 
-        Raises `ValueError` for what is no response, such as a body that is longer than its declared length.
+    async def part(self, data: bytes, more: bool) -> None:
+        """A piece of the body. To a client that is gone nothing is sent, and nothing raised.
+
+        Raises `ValueError` for a body that is longer or shorter than its declared length.
         """
-        framing = self._framing
-        if framing is None:
-            if message["type"] != "http.response.start":
-                raise ValueError(f"a response begins with http.response.start, not {message['type']}")
-            arriving, conversation = self.arriving, self.conversation
-            last = (
-                not arriving.keep_alive
-                or conversation.stopping.is_set()
-                or (arriving.expects and not arriving.complete)
-            )
-            self._framing = framing = ResponseFraming(arriving.method, arriving.version, last)
-            self._head = framing.head(message["status"], message.get("headers", []))
-            return
-        if message["type"] != "http.response.body" or self.ended:
-            raise ValueError(f"no {message['type']} may follow")
+        assert self._framing is not None
         connection = self.conversation.connection
-        body, more = message.get("body", b""), message.get("more_body", False)
-        data = framing.part(body)
+        framed = self._framing.part(data)
         if not more:
-            data += framing.end()
+            framed += self._framing.end()
         if not self.begun:
             self.begun = True
-            if len(body) <= COALESCED:
-                data = self._head + data
+            if len(data) <= COALESCED:
+                framed = self._head + framed
             else:
                 await connection.send(self._head)
-        if data:
-            await connection.send(data)
+        if framed:
+            await connection.send(framed)
         if more:
             await trio.lowlevel.checkpoint()  # sending itself is none where the socket takes everything at once
         else:
@@ -152,9 +145,9 @@ class Conversation:
     stopping: trio.Event
     _app: App
     _name: str
-    _scheme: str
-    _client: tuple[str, int] | None
-    _server: tuple[str, int] | None
+    _secure: bool
+    _client: Address
+    _server: Address
     parser: RequestParser = field(factory=RequestParser, init=False)
     gone: bool = field(default=False, init=False)
     news: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot, init=False)
@@ -216,9 +209,13 @@ class Conversation:
             self._now = trip = RoundTrip(self, arriving)
             self.make_room()
             connection.idle, connection.cut_at = False, math.inf
+            state = as_state({self._name: trip})
+            request = Request(1, arriving.headers, arriving.version, arriving.method, arriving.target, state)
+            front = await Front.of(request, trip, secure=self._secure, client=self._client, server=self._server)
             try:
-                await self._app(self._scope(trip), trip.receive, trip.send)
+                await self._app(front.scope, trip.receive, front.send)
             finally:
+                front.close()
                 connection.unanswered = not trip.begun
             self._now = None
             if trip.last or not trip.ended or self.stopping.is_set():
@@ -251,23 +248,3 @@ class Conversation:
                 self.connection.abort(reset=trip.arriving.version == "1.0")
         elif not self.gone and (trip is not None or refused is not None):
             await (self.connection.apologize() if refused is None else self.connection.decline(refused))
-
-    def _scope(self, trip: RoundTrip) -> dict[str, Any]:
-        arriving = trip.arriving
-        raw_path, _, query = arriving.target.partition(b"?")
-        path = raw_path.decode("ascii")
-        return {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": arriving.version,
-            "method": arriving.method,
-            "scheme": self._scheme,
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": raw_path,
-            "query_string": query,
-            "root_path": "",
-            "headers": arriving.headers,
-            "client": self._client,
-            "server": self._server,
-            "state": {self._name: trip},
-        }

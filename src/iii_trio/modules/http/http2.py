@@ -15,7 +15,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 from wsgiref.handlers import format_date_time
 
@@ -35,15 +35,16 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError, StreamClosedError
 from h2.settings import SettingCodes, Settings
+from hypercorn.protocol.events import Request
 from hyperframe.frame import GoAwayFrame
 
 from ...protocol.limits import HANDSHAKE_HEAD, HTTP2_OUTBOX, HTTP2_STREAMS, HTTP2_WINDOW, HTTP2_WINDOWS, STALL_S
+from .front import Address, Fields, Front, as_state
 from .http2_frames import RESET_COST, Frames, Refused
 
 log = logging.getLogger(__name__)
 
 App = Callable[[Mapping[str, Any], Any, Any], Awaitable[None]]
-Address = tuple[str, int] | None
 
 PROTOCOLS: Final = ["h2", "http/1.1"]
 """What a port under TLS offers by ALPN, best first."""
@@ -135,13 +136,10 @@ class Stream:
         if unread:
             self.connection.acknowledge(self.id, unread)
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:
-        """A head, or a piece of the body; it waits for the client's window. For a client that is gone it does nothing."""
+    async def part(self, data: bytes, more: bool) -> None:
+        """A piece of the body; it waits for the client's window. For a client that is gone it does nothing."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if message["type"] == "http.response.start":
-            self._begin(message["status"], message["headers"])
-            return
-        body, more = message.get("body", b""), message.get("more_body", False)
+        body = data
         if self.gone or self.ended:
             await trio.lowlevel.checkpoint()
             return
@@ -186,7 +184,8 @@ class Stream:
             log.info("an HTTP/2 client took nothing for %.0f s: its request is reset", STALL_S)
             self._reset(ErrorCodes.CANCEL)
 
-    def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    async def head(self, status: int, headers: Fields) -> None:
+        """The head of the response, which leaves with the first piece of its body."""
         named = {name for name, _ in headers}
         self._head = [(b":status", b"%d" % status)]
         self._head += [(name, value) for name, value in headers if name not in _OF_THE_CONNECTION]
@@ -376,32 +375,22 @@ class Http2:
             headers.insert(0, (b"host", pseudo[b":authority"]))
         if not complete and b"content-length" not in names:
             headers.append((b"transfer-encoding", b"chunked"))  # as a gateway would say it
-        target, _, query = pseudo.get(b":path", b"").partition(b"?")
         expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
         stream = Stream(self, event.stream_id, complete, expects and not complete)
-        client, server = self._addresses
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "2",
-            "method": pseudo[b":method"].decode("latin-1"),
-            "scheme": "https",
-            "path": target.decode("latin-1"),
-            "raw_path": target,
-            "query_string": query,
-            "root_path": "",
-            "headers": headers,
-            "client": client,
-            "server": server,
-            "state": {self._name: stream},
-        }
+        method, target = pseudo[b":method"].decode("latin-1"), _ascii(pseudo.get(b":path", b""))
+        request = Request(stream.id, headers, "2", method, target, as_state({self._name: stream}))
         self._streams[stream.id] = stream
         self.idle, self.cut_at = False, math.inf
-        requests.start_soon(self._serve, stream, scope, name=f"HTTP/2 request {stream.id}")
+        requests.start_soon(self._serve, stream, request, name=f"HTTP/2 request {stream.id}")
 
-    async def _serve(self, stream: Stream, scope: Mapping[str, Any]) -> None:
+    async def _serve(self, stream: Stream, request: Request) -> None:
+        client, server = self._addresses
         try:
-            await self._app(scope, stream.receive, stream.send)
+            front = await Front.of(request, stream, secure=True, client=client, server=server)
+            try:
+                await self._app(front.scope, stream.receive, front.send)
+            finally:
+                front.close()
         except Exception as error:
             # a bug that one request meets must not end the others of its connection, which may be another person's
             log.error("an HTTP/2 request failed (incident %s)", self._incident(), exc_info=error)
@@ -540,3 +529,8 @@ class Http2:
             self.socket.shutdown(socket.SHUT_WR)
         except OSError:
             self.socket.close()
+
+
+def _ascii(target: bytes) -> bytes:
+    """A target with what no target may hold written as percent signs and digits, as clients should have."""
+    return target if target.isascii() else b"".join(b"%c" % byte if byte < 128 else b"%%%02X" % byte for byte in target)

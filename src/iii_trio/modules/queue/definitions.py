@@ -40,6 +40,13 @@ class Kept:
     version: object
 
 
+class Unchanged:
+    """Type of `UNCHANGED`."""
+
+
+UNCHANGED: Final = Unchanged()
+
+
 class Keeper(Protocol):
     """The queue's entry of the configuration; the host gives it, where entries are kept on disk."""
 
@@ -123,8 +130,7 @@ class Definitions:
             noted = await self._forget(name)
             if self._keeper is None or self._keeper.read() is None:
                 return noted
-            without = partial(_without, name)
-            return await self._keep(self._keeper, name, without, "undefining", "undefine") or noted
+            return await self._keep(self._keeper, name, partial(_without, name), "undefining", "undefine") or noted
 
     # -- the log ------------------------------------------------------------------------------------------------------
 
@@ -186,7 +192,12 @@ class Definitions:
     # -- the entry ----------------------------------------------------------------------------------------------------
 
     async def _keep(
-        self, keeper: Keeper, name: str, change: Callable[[Kept], Mapping[str, Any] | None], doing: str, function: str
+        self,
+        keeper: Keeper,
+        name: str,
+        change: Callable[[Kept], Mapping[str, Any] | Unchanged | None],
+        doing: str,
+        function: str,
     ) -> bool:
         """Change the queues of the entry, once more when others changed something else in it meanwhile.
 
@@ -201,7 +212,7 @@ class Definitions:
             if number and now != before:
                 break
             before, queues = now, change(kept)
-            if queues == kept.queues:
+            if isinstance(queues, Unchanged):
                 return False
             if await keeper.write(kept, queues):
                 return True
@@ -209,15 +220,18 @@ class Definitions:
 
 
 def _with(name: str, config: Any, kept: Kept) -> Mapping[str, Any]:
+    """The queues of an entry, one of them like that; written also if they are, for it may not be in force."""
     return {**kept.queues, name: config}
 
 
-def _without(name: str, kept: Kept) -> Mapping[str, Any] | None:
+def _without(name: str, kept: Kept) -> Mapping[str, Any] | Unchanged | None:
     """The queues of an entry, one of them as the config file has it; None when all of them are."""
     queues = {other: config for other, config in kept.queues.items() if other != name}
     if name in kept.filed:
         queues[name] = kept.filed[name]
-    return kept.queues if queues == kept.queues else None if queues == kept.filed else queues
+    if queues == kept.queues:
+        return UNCHANGED
+    return None if queues == kept.filed else queues
 
 
 def _given(config: Any) -> dict[str, Any]:

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 PAGE_BYTES: Final = limits.QUEUE_PAGE
 JOB_OVERHEAD: Final = 1_024
 
+STEP_MS: Final = 1_000
+"""A wall clock that is so far ahead was set, or the machine has slept."""
+
 
 @define(eq=False)
 class Shelf:
@@ -61,11 +64,11 @@ class Shelf:
 
 @define(eq=False)
 class LogTime:
-    """The time by which messages are due: the wall clock as it stood at the start, going on with Trio's clock.
+    """The time by which messages are made and due: the wall clock's, as long as that does not go back.
 
-    So nobody who sets the wall clock holds a message up or hastens it while the engine runs; and a message that was
-    delayed before the clock was set back waits no longer than it was meant to. `newest` is the largest number in the
-    log at the start, `since_ms` when the youngest of its delayed messages was made.
+    It goes on with Trio's clock, and follows the wall clock forward (after the machine has slept). So a message that was
+    delayed before somebody set the clock back waits no longer than it was meant to. `newest` is the largest number in
+    the log at the start, `since_ms` when the youngest of its delayed messages was made.
     """
 
     _clock: Clock
@@ -84,7 +87,11 @@ class LogTime:
 
     def now_ms(self) -> int:
         """Unix milliseconds."""
-        return self.to_ms(self._clock.now())
+        now = self._clock.now()
+        behind_ms = self._clock.wall_ms() - self.to_ms(now)
+        if behind_ms > STEP_MS:
+            self._offset_ms += behind_ms
+        return self.to_ms(now)
 
     def to_ms(self, when: float) -> int:
         """A time of Trio's clock in Unix milliseconds."""
