@@ -42,7 +42,7 @@ COUNTERS: Final[Mapping[type, frozenset[str]]] = {
     ListenerStatistics: frozenset({"telemetry_frames"}),
     ConnectionStatistics: frozenset({"refused", "failed"}),
     ExchangeStatistics: frozenset({"requests", "unmatched", "refused", "answers"}),
-    PubSubStatistics: frozenset({"published"}),
+    PubSubStatistics: frozenset({"published", "unheard"}),
     TelemetryStatistics: frozenset({"traces", "metrics", "logs", "others", "unread"}),
     QueueCounts: frozenset({"acknowledged", "failures"}),
     StateStatistics: frozenset({"failed", "too_large", "expired"}),

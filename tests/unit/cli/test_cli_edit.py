@@ -1,7 +1,7 @@
 """One more worker in a configuration text: the rest of it stays, character by character."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iii_trio.cli.edit import NotEditable, add_entry
@@ -77,6 +77,7 @@ ENTRIES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(
     head=st.sampled_from(["", "data_dir: d\n", "# head\n\ndata_dir: d # inline\n"]),
     indent=st.sampled_from(["", "  ", "      "]),
