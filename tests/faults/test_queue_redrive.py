@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -133,27 +133,49 @@ async def test_a_hundred_thousand_dead_letters_come_back_and_stall_nobody(tmp_pa
         await redrive_beside_a_neighbour(tmp_path, 100_000, wait=False)
 
 
+def counted(connection: sqlite3.Connection) -> Callable[[], int]:
+    """How many steps SQLite's machine has made since it was last asked, which no load changes."""
+    taken = 0
+
+    def step() -> int:
+        nonlocal taken
+        taken += 1
+        return 0
+
+    def since() -> int:
+        nonlocal taken
+        steps, taken = taken, 0
+        return steps
+
+    connection.set_progress_handler(step, 1)
+    return since
+
+
 async def test_one_dead_letter_costs_as_if_it_were_alone(tmp_path: Path) -> None:
-    """Counted in steps of SQLite's machine, which no load changes."""
     steps: dict[int, list[int]] = {}
     for count in (100, 8_000):
         path = tmp_path / str(count) / "store.sqlite3"
         await bury(path, count)
         connection = sqlite3.connect(path, isolation_level=None)
-        table, taken = SqliteJobTable(connection), 0
-
-        def step() -> int:
-            nonlocal taken
-            taken += 1
-            return 0
-
-        connection.set_progress_handler(step, 1)
+        table, since = SqliteJobTable(connection), counted(connection)
         steps[count] = []
         for n in (7, count // 2, count - 7):
             assert table.redrive_one("queue@orders", f"r{n}", 1) is not None
             assert table.discard("queue@orders", f"r{n + 1}")
             assert not table.discard("queue@orders", "nobody")
-            steps[count].append(taken)
-            taken = 0
+            steps[count].append(since())
         connection.close()
     assert max(steps[8_000]) <= 1.5 * max(steps[100])
+
+
+async def test_a_page_of_a_purge_costs_the_same_however_many_there_are(tmp_path: Path) -> None:
+    steps: dict[int, int] = {}
+    for count in (200, 8_000):
+        path = tmp_path / str(count) / "store.sqlite3"
+        await bury(path, count)
+        connection = sqlite3.connect(path, isolation_level=None)
+        table, since = SqliteJobTable(connection), counted(connection)
+        assert table.trim("queue@orders", 0, 0, 100).count == 100
+        steps[count] = since()
+        connection.close()
+    assert steps[8_000] <= 1.5 * steps[200]

@@ -371,10 +371,11 @@ class SqliteJobTable:
         """See `JobLog.trim`."""
         beyond = "SELECT seq FROM dead WHERE queue = ? ORDER BY seq DESC LIMIT 1 OFFSET ?"
         newest = self._execute(beyond, (queue, keep)).fetchone()
-        excess = "SELECT seq FROM dead WHERE queue = ? AND seq <= ?"
-        old = "SELECT seq FROM dead WHERE queue = ? AND failed_at_ms < ?"
-        found = f"SELECT seq FROM ({excess} UNION {old}) ORDER BY seq LIMIT ?"
-        values = (queue, 0 if newest is None else newest[0], queue, before_ms, limit)
+        # each side is cut to a page by itself: a union is made whole before anything is taken of it
+        excess = "SELECT seq FROM dead WHERE queue = ? AND seq <= ? ORDER BY seq LIMIT ?"
+        old = "SELECT seq FROM dead WHERE queue = ? AND failed_at_ms < ? ORDER BY seq LIMIT ?"
+        found = f"SELECT * FROM ({excess}) UNION SELECT * FROM ({old}) ORDER BY 1 LIMIT ?"
+        values = (queue, 0 if newest is None else newest[0], limit, queue, before_ms, limit, limit)
         count = self._execute(f"DELETE FROM dead WHERE seq IN ({found})", values).rowcount
         oldest = self._execute("SELECT min(failed_at_ms) FROM dead WHERE queue = ?", (queue,)).fetchone()
         return Trimmed(count, oldest[0])
