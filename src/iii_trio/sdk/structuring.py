@@ -2,7 +2,8 @@
 
 JSON types are not coerced into one another: the text "5" is no int, 1 is no bool. An int is taken for a float, and a
 float without a fraction for an int, because JSON does not tell them apart. Text stands for what JSON has no type for:
-ISO 8601 for dates and times, base64 for bytes, the usual notation for UUID, Decimal and paths.
+ISO 8601 for dates and times, base64 for bytes, the usual notation for UUID, Decimal and paths. The parameters of an
+HTTP request are the exception: they are text, and `parameters` reads them.
 """
 
 import base64
@@ -27,7 +28,7 @@ from cattrs.strategies import configure_union_passthrough
 from iii_trio.protocol import codec
 from iii_trio.protocol.json import Json
 
-from . import channels
+from . import channels, parameters
 from .channels import ChannelReceiver, ChannelSender
 from .models import HttpRequest, with_ends
 
@@ -208,7 +209,11 @@ def structure(value: Any, hint: Any, converter: cattrs.Converter = CONVERTER) ->
     if hint not in _prepared:
         prepare(hint)
     try:
+        if (readings := _parameters.get(hint)) is not None:
+            value = parameters.read(value, readings)
         return converter.structure(value, hint)
+    except parameters.BadParameter as error:
+        raise Mismatch(str(error)) from None
     except Mismatch:
         raise
     except cattrs.BaseValidationError as error:
@@ -218,6 +223,8 @@ def structure(value: Any, hint: Any, converter: cattrs.Converter = CONVERTER) ->
 
 
 _prepared: Final[set[Any]] = set()
+_parameters: Final[dict[Any, dict[str, dict[str | None, parameters.Reading]]]] = {}
+"""Of the prepared hints those with parameters of a request that are no text."""
 
 
 def prepare(hint: Any) -> None:
@@ -236,8 +243,11 @@ def prepare(hint: Any) -> None:
         return
     if attrs.has(cls):
         attrs.resolve_types(cls, include_extras=True)
-    for field_hint in get_type_hints(cls).values():
+    hints = get_type_hints(cls)
+    for field_hint in hints.values():
         prepare(field_hint)
+    if readings := parameters.readings_of(hints, _is_object_type):
+        _parameters[hint] = readings
 
 
 def _is_object_type(hint: Any) -> bool:

@@ -65,7 +65,7 @@ def of_result(outcome: Outcome, function_id: str, route: Route) -> Response:
         return from_result(outcome.result.decode())
     except JsonError as error:
         error_id = new_error_id()
-        log.error("%s: the result of %s: %s (error_id %s)", route, function_id, error, error_id)
+        log.error("%s: the result of %s: %s (error_id %s)", str(route), function_id, error, error_id)
         return envelope(500, "INTERNAL_ERROR", "internal server error", error_id=error_id)
 
 
@@ -74,7 +74,7 @@ def of_failure(outcome: Outcome, function_id: str, route: Route, *, expose: bool
     error, error_id = outcome.exception(), new_error_id()
     bad_input = error.code in BAD_INPUT and error.message.partition(": ")[0].endswith(f" {function_id}")
     level = logging.INFO if bad_input else logging.ERROR
-    log.log(level, "%s: %s failed: %s (error_id %s)", route, function_id, error, error_id)
+    log.log(level, "%s: %s failed: %s (error_id %s)", str(route), function_id, error, error_id)
     if error.code in OVERLOADED:
         return envelope(503, error.code, error.message, error_id=error_id, headers=RETRY)
     if bad_input:

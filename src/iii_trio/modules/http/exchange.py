@@ -497,7 +497,8 @@ class Exchange:
         pending.reason = cancellation.CALLER_DISCONNECTED
         if cut is not CLIENT_GONE and not pending.incoming.gone:
             self._truncated += 1
-            log.warning("%s: the response of %s is cut off: %s", pending.match.route, pending.decision.function_id, cut)
+            name = pending.decision.function_id
+            log.warning("%s: the response of %s is cut off: %s", str(pending.match.route), name, cut)
             connection = connection_of(scope)
             if connection is None:
                 raise trio.BrokenResourceError(f"the response is cut off: {cut}")
@@ -528,9 +529,8 @@ class Exchange:
         match decision.answer:
             case Answer.RESULT:
                 if pending.channels is not None and pending.channels.described:
-                    log.warning(
-                        "%s: %s set a status or headers, and then returned a value: they are dropped", route, name
-                    )
+                    text = "%s: %s set a status or headers, and then returned a value: they are dropped"
+                    log.warning(text, str(route), name)
                 return of_result(decision.outcome, name, route)
             case Answer.DESCRIBED | Answer.STREAM:
                 assert pending.channels is not None
@@ -556,7 +556,7 @@ class Exchange:
             case Answer.TIMED_OUT:
                 error_id = new_error_id()
                 text = f"No response within {pending.limit_ms} ms"
-                log.warning("%s: %s (waiting for %s, error_id %s)", route, text, decision.function_id, error_id)
+                log.warning("%s: %s (waiting for %s, error_id %s)", str(route), text, name, error_id)
                 if pending.in_middleware:
                     return envelope(504, TIMED_OUT, "Middleware timeout", error_id=error_id)
                 return envelope(504, errors.TIMEOUT, text, error_id=error_id)
