@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import trio
 from attrs import define
-from cancellation_sweep import CancelAtStep, sweep
 
 from iii_trio.config import Entry, HttpSettings, read_settings
 from iii_trio.engine import Engine, open_engine, open_local
@@ -18,6 +17,7 @@ from iii_trio.host.supervise import Supervised
 from iii_trio.modules.configuration import EntryFiles, Registration, Registry
 from iii_trio.modules.configuration.files import read_entry
 from iii_trio.protocol import Json
+from iii_trio.testing import CancelAtStep, sweep
 
 ABOUT = Registration(id="x", name="X", description="", schema=Json.of({"type": "object"}))
 

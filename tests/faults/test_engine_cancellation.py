@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from cancellation_sweep import CancelAtStep, public_coroutines, sweep, tree
+from public_coroutines import public_coroutines
 
 import iii_trio.engine
 from iii_trio.engine import Call, Engine, Listener, LocalPeer, Rules, calls_wait, open_engine, open_local
 from iii_trio.protocol import EMPTY_OBJECT, Json
 from iii_trio.protocol.errors import WireError
+from iii_trio.testing import CancelAtStep, sweep, task_tree
 from iii_trio.testing.raw import NoFrame, RawPort, RawWorker, open_port
 from iii_trio.transport import connect
 
@@ -48,11 +49,11 @@ def sweep_core(subject: Subject, *, rules: Rules | None = None) -> int:
                 nursery.start_soon(answer, "a::echo")
                 nursery.start_soon(answer, "a::admit")
                 await trio.testing.wait_all_tasks_blocked()
-                before, tasks = holds(core), tree()
+                before, tasks = holds(core), task_tree()
                 await cancel.run(lambda: subject(core, port, neighbour))
                 await trio.sleep(20)  # the graces of calls and connections
                 assert holds(core) == before
-                assert tree() == tasks
+                assert task_tree() == tasks
                 assert (await neighbour.ask("a::missing"))["error"]["code"] == "function_not_found"
                 nursery.cancel_scope.cancel()
 
@@ -228,9 +229,9 @@ def test_an_engine_that_is_cancelled_at_any_step_is_gone() -> None:
             assert not await core.drain(1, 1)
 
     async def once(cancel: CancelAtStep) -> None:
-        before = tree()
+        before = task_tree()
         await cancel.run(whole)
-        assert tree() == before
+        assert task_tree() == before
 
     assert sweep(once) > 10
 

@@ -8,13 +8,12 @@ import pytest
 import trio
 import trustme
 from attrs import define
-from cancellation_sweep import CancelAtStep, sweep, tree
 
 from iii_trio.config import HttpFunctionsSecurity, HttpFunctionsSettings, Live
 from iii_trio.engine import open_engine, open_local
 from iii_trio.modules.http_functions import HttpFunctionsModule
 from iii_trio.protocol import Json
-from iii_trio.testing import open_port
+from iii_trio.testing import CancelAtStep, open_port, sweep, task_tree
 
 OPEN = HttpFunctionsSettings(security=HttpFunctionsSecurity(block_private_ips=False, require_https=False))
 
@@ -75,7 +74,7 @@ def test_a_call_cancelled_at_every_step(secure: bool) -> None:
                 def holds() -> tuple[Any, ...]:
                     core_holds, held = core.statistics(), module.statistics()
                     counts = held.running, held.hosts, held.connections, held.reading_bytes, endpoint.open
-                    return (*counts, core_holds.running, core_holds.waiting, core_holds.deadlines.timers, tree())
+                    return (*counts, core_holds.running, core_holds.waiting, core_holds.deadlines.timers, task_tree())
 
                 before = holds()
                 await cancel.run(call)

@@ -13,10 +13,10 @@ import pytest
 import trio
 import trio.testing
 from attrs import define
-from cancellation_sweep import CancelAtStep, public_coroutines, sweep, tree
+from public_coroutines import public_coroutines
 
 import iii_trio.sdk
-from iii_trio import Client, InvocationTimeout, NotConnected, Reconnect, Trigger, Worker, open_client
+from iii_trio import Client, HttpRequest, InvocationTimeout, NotConnected, Reconnect, Trigger, Worker, open_client
 from iii_trio.config import Live, PubSubSettings, StateSettings, StreamSettings
 from iii_trio.engine import Engine, open_engine
 from iii_trio.modules.introspection import IntrospectionModule
@@ -27,6 +27,7 @@ from iii_trio.protocol import Json
 from iii_trio.sdk.calls import PendingCall
 from iii_trio.sdk.providers import Binding
 from iii_trio.stores import open_memory
+from iii_trio.testing import CancelAtStep, sweep, task_tree
 from iii_trio.testing.raw import NoFrame, RawPort, RawWorker, open_port
 
 SOON = Reconnect(first_s=0.1, jitter=0.0)
@@ -198,7 +199,7 @@ def sweep_client(subject: Callable[[Client, World], Awaitable[None]], stride: in
         async with world() as here, here.client() as client:
             await client.call("a::echo", 0)
             await trio.sleep(LATER_S)
-            before, tasks = here.holds(), tree()
+            before, tasks = here.holds(), task_tree()
             await cancel.run(partial(subject, client, here))
             await trio.sleep(LATER_S)
             # the client is as good as it was
@@ -209,7 +210,7 @@ def sweep_client(subject: Callable[[Client, World], Awaitable[None]], stride: in
             assert await client.call("a::echo", "still here") == "still here"
             await trio.sleep(LATER_S)
             assert here.holds() == before
-            assert tree() == tasks
+            assert task_tree() == tasks
 
     return sweep(once, stride)
 
@@ -230,6 +231,22 @@ async def in_vain(here: World) -> None:
                 raise AssertionError("there is no engine")
     finally:
         here.unreachable = False
+
+
+async def responding(here: World) -> None:
+    """A handler that streams its response, and a reader, each with a connection of its own."""
+    worker = Worker("responder")
+
+    @worker.function("respond")
+    async def respond(request: HttpRequest) -> None:
+        async with await request.respond(202, {"x-a": "b"}) as response:
+            await response.send_all(b"body")
+
+    async with here.client() as client, worker.connect(open_stream=here.open_stream):
+        send, receive = await client.open_channel()
+        async with receive, trio.open_nursery() as nursery:
+            nursery.start_soon(client.call, "respond", {"method": "GET", "response": send.ref})
+            assert [data async for data in receive][-1] == b"body"
 
 
 class Types:
@@ -280,17 +297,17 @@ async def draining(here: World) -> None:
         await client.aclose()
 
 
-WITHOUT_A_CLIENT = [connecting, in_vain, serving, draining]
+WITHOUT_A_CLIENT = [connecting, in_vain, responding, serving, draining]
 
 
 def sweep_world(subject: Callable[[World], Awaitable[None]], stride: int) -> int:
     async def once(cancel: CancelAtStep) -> None:
         async with world() as here:
-            before, tasks = here.holds(), tree()
+            before, tasks = here.holds(), task_tree()
             await cancel.run(partial(subject, here))
             await trio.sleep(LATER_S)
             assert here.holds() == before
-            assert tree() == tasks
+            assert task_tree() == tasks
             # who comes next under the same names finds them free
             async with here.client() as client, busy_worker().connect(open_stream=here.open_stream):
                 assert await client.call("busy::sleep", 0) == 0
@@ -340,6 +357,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "relay": ("relay.Relay.wait_ready", "relay.Relay.identified"),
     "reconnect": ("supervisor.Supervisor.run", "dial.dial", "session.Session.run"),
     "connecting": ("connect.connected", "session.Barrier.wait"),
+    "responding": ("models.HttpRequest.respond",),
     "serving": (
         *("worker.Worker.run", "handlers.Handlers.run", "providers.Bindings.run"),
         *("providers.TriggerProvider.bind", "providers.TriggerProvider.unbind"),

@@ -177,6 +177,7 @@ class Supervisor:
         await trio.lowlevel.checkpoint_if_cancelled()
         while self.current is None or self.current.closing:
             if self._last:
+                await trio.lowlevel.checkpoint_if_cancelled()  # closed because whoever waits is cancelled: that is why
                 raise NotConnected("the client is closed" if self.failure is None else str(self.failure))
             await self._changed.wait()
         return self.current

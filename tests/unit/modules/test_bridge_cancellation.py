@@ -14,25 +14,9 @@ from iii_trio.engine import Outcome
 from iii_trio.modules.bridge import Bridge
 from iii_trio.protocol import Json
 from iii_trio.protocol.errors import WireError
+from iii_trio.testing import CancelAtStep, sweep
 
-MOST_STEPS = 3_000
 LATER_S = 40.0
-
-
-@define(eq=False)
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope after the n-th step of any task while it is armed."""
-
-    at: int
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    steps: int = 0
-    armed: bool = False
-
-    def after_task_step(self, _task: trio.lowlevel.Task) -> None:
-        if self.armed:
-            self.steps += 1
-            if self.steps == self.at:
-                self.scope.cancel()
 
 
 @define(eq=False)
@@ -72,10 +56,7 @@ async def once(cancel: CancelAtStep) -> None:
         outcomes: list[list[Outcome]] = []
         await trio.testing.wait_all_tasks_blocked()
         before, theirs = core.statistics(), far.core.statistics()
-        with cancel.scope:
-            cancel.armed = True
-            await life(core, wire, bridge, outcomes)
-        cancel.armed = False
+        await cancel.run(partial(life, core, wire, bridge, outcomes))
         assert all(len(one) == 1 for one in outcomes)
         picture = bridge.statistics()
         assert (picture.running, picture.waiting, picture.connected) == (0, 0, False)
@@ -106,15 +87,4 @@ async def once(cancel: CancelAtStep) -> None:
 
 @pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.long)])
 def test_cancelled_at_any_step_it_leaves_nothing(stride: int) -> None:
-    runs = 0
-    for at in range(1, MOST_STEPS, stride):
-        cancel = CancelAtStep(at)
-        try:
-            trio.run(once, cancel, clock=trio.testing.MockClock(autojump_threshold=0), instruments=[cancel])
-        except BaseException as error:
-            error.add_note(f"cancelled at step {at}")
-            raise
-        runs += 1
-        if cancel.steps < at:
-            break
-    assert runs > 20
+    assert sweep(once, stride) > 20

@@ -1,19 +1,15 @@
 """The cancellation sweep of promise P8: a coroutine cancelled at every step of its run, and what must hold afterwards."""
 
-import importlib
-import inspect
-import pkgutil
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import trio
 from attrs import define, field
 from trio.testing import MockClock
 
-MOST_STEPS = 2_000
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+MOST_STEPS: Final = 3_000
+UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @define(eq=False)
@@ -33,14 +29,14 @@ class CancelAtStep(trio.abc.Instrument):
                 self.scope.cancel()
 
     async def run(self, work: Callable[[], Awaitable[Any]]) -> None:
-        """Run `work` in the scope, armed."""
+        """Run `work` in the scope, armed; returns when it has ended, by itself or cancelled."""
         with self.scope:
             self.armed = True
             await work()
         self.armed = False
 
 
-def tree() -> list[str]:
+def task_tree() -> list[str]:
     """The names of all tasks of the run, each behind those of the tasks above it; one worker id is like another."""
 
     def paths(task: trio.lowlevel.Task, above: str) -> Iterator[str]:
@@ -71,20 +67,3 @@ def sweep(once: Callable[[CancelAtStep], Awaitable[None]], stride: int = 1) -> i
         if cancel.steps < at:
             return runs
     raise AssertionError(f"it takes more than {MOST_STEPS} steps")
-
-
-def public_coroutines(package: ModuleType) -> set[str]:
-    """`module.function` and `module.Class.method` for every public coroutine and async context manager of a package."""
-    found: set[str] = set()
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for name, item in vars(module).items():
-            if name.startswith("_") or getattr(item, "__module__", None) != module.__name__:
-                continue
-            methods = {f"{name}.{key}": value for key, value in vars(item).items()} if inspect.isclass(item) else {}
-            for path, value in {name: item, **methods}.items():
-                inner = inspect.unwrap(value) if callable(value) else value
-                if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
-                    if not path.rpartition(".")[2].startswith("_"):
-                        found.add(f"{info.name}.{path}")
-    return found
