@@ -1,30 +1,19 @@
 """Configuration: YAML with positions, the engine's config file, and settings classes with tiers, bounds and schemas."""
 
 from iii_trio.config.blocks import (
-    LOOPBACK,
     SETTINGS,
     AdminSettings,
     ConfigurationAdapter,
     ConfigurationSettings,
-    CorsSettings,
     CronAdapter,
     CronLockSettings,
     CronSettings,
     EntryFilesSettings,
-    HttpFunctionsSecurity,
-    HttpFunctionsSettings,
-    HttpSettings,
-    MiddlewareSettings,
     NoSettings,
     PubSubAdapter,
     PubSubSettings,
-    QueueAdapter,
-    QueueModuleSettings,
-    QueueSettings,
-    QueueStoreSettings,
     StateAdapter,
     StateSettings,
-    StoreSettings,
     StreamAdapter,
     StreamSettings,
     StreamStoreSettings,
@@ -32,9 +21,26 @@ from iii_trio.config.blocks import (
     read_settings,
 )
 from iii_trio.config.file import EngineConfig, Entry, default_config, load_config, parse_config
+from iii_trio.config.http_blocks import (
+    CorsSettings,
+    HttpFunctionsSecurity,
+    HttpFunctionsSettings,
+    HttpSettings,
+    MiddlewareSettings,
+)
 from iii_trio.config.live import Live, LiveStatistics
 from iii_trio.config.names import WORKERS, WorkerName
+from iii_trio.config.parts import (
+    LOOPBACK,
+    StoreSettings,
+)
 from iii_trio.config.problems import ConfigError, Position, Problem
+from iii_trio.config.queue_blocks import (
+    QueueAdapter,
+    QueueModuleSettings,
+    QueueSettings,
+    QueueStoreSettings,
+)
 from iii_trio.config.rbac import ExposeSettings, RbacSettings, TlsSettings
 from iii_trio.config.schema import as_value, schema_of
 from iii_trio.config.settings import (
