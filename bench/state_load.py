@@ -9,23 +9,17 @@ processor time of that process for one call. Against any engine that speaks the 
 import json
 import os
 import re
-import socket
 import sys
 import time
 from pathlib import Path
+
+from raw_peer import Peer, frame
 
 PORT, OPERATION, IN_FLIGHT, SECONDS = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 ENGINE = int(sys.argv[5]) if len(sys.argv) > 5 else None
 KEYS = 1_000
 PAD = "x" * 120
 ID = re.compile(rb'"invocation_id":"00000000-0000-4000-8000-([0-9a-f]{12})"')
-
-
-def frame(payload: bytes) -> bytes:
-    """One masked text frame."""
-    size = len(payload)
-    head = bytes([0x81, 0x80 | size]) if size < 126 else bytes([0x81, 0xFE]) + size.to_bytes(2, "big")
-    return head + b"\0\0\0\0" + payload
 
 
 def call(number: int, operation: str) -> bytes:
@@ -41,51 +35,9 @@ def call(number: int, operation: str) -> bytes:
     )
 
 
-class Peer:
-    """One socket with its unread bytes."""
-
-    def __init__(self) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", PORT))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.sendall(
-            b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
-        self.rest = b""
-        while b"\r\n\r\n" not in self.rest:
-            self.rest += self.socket.recv(4096)
-        self.rest = self.rest.split(b"\r\n\r\n", 1)[1]
-        greeting = {
-            "type": "invokefunction",
-            "function_id": "engine::workers::register",
-            "data": {"runtime": "python", "version": "0", "name": f"bench:{os.getpid()}", "pid": os.getpid()},
-            "action": {"type": "void"},
-        }
-        self.socket.sendall(frame(json.dumps(greeting).encode()))
-
-    def frames(self) -> list[bytes]:
-        """What has arrived."""
-        chunk = self.socket.recv(262144)
-        if not chunk:
-            raise SystemExit("the engine closed the connection")
-        buffer, found, at = self.rest + chunk, [], 0
-        while len(buffer) - at >= 2:
-            size, body = buffer[at + 1] & 127, at + 2
-            if size == 126:
-                size, body = int.from_bytes(buffer[at + 2 : at + 4], "big"), at + 4
-            elif size == 127:
-                size, body = int.from_bytes(buffer[at + 2 : at + 10], "big"), at + 10
-            if len(buffer) - body < size:
-                break
-            if buffer[at] & 15 == 1:
-                found.append(buffer[body : body + size])
-            at = body + size
-        self.rest = buffer[at:]
-        return found
-
-    def answers(self) -> list[tuple[int, bytes]]:
-        """Numbers of the calls that were answered, with the answers."""
-        return [(int(found[1], 16), text) for text in self.frames() if (found := ID.search(text)) is not None]
+def answers(peer: Peer) -> list[tuple[int, bytes]]:
+    """Numbers of the calls that were answered, with the answers."""
+    return [(int(found[1], 16), text) for text in peer.frames() if (found := ID.search(text)) is not None]
 
 
 def cpu_s() -> float:
@@ -96,11 +48,11 @@ def cpu_s() -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-peer = Peer()
+peer = Peer(PORT, "bench")
 waiting = set(range(KEYS))
 peer.socket.sendall(b"".join(call(number, "set") for number in waiting))
 while waiting:
-    waiting -= {number for number, _ in peer.answers()}
+    waiting -= {number for number, _ in answers(peer)}
 number, sent, latencies, errors = KEYS, {}, [], 0
 start, before = time.perf_counter(), cpu_s()
 out = bytearray()
@@ -111,7 +63,7 @@ for _ in range(IN_FLIGHT):
 peer.socket.sendall(out)
 while time.perf_counter() - start < SECONDS:
     out = bytearray()
-    for answered, text in peer.answers():
+    for answered, text in answers(peer):
         latencies.append(time.perf_counter_ns() - sent.pop(answered))
         errors += b'"error":{' in text
         number += 1
