@@ -1,5 +1,6 @@
 """P1: a log cut off or altered anywhere gives back a prefix of what was written; turned bits are noticed, every one."""
 
+import contextlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from iii_trio.protocol.errors import StoreError
-from iii_trio.stores import Destination, Fsync, Job, NewJob, WaitingJobLog, WaitingKeyValue, open_sqlite
+from iii_trio.stores import Destination, Fsync, Job, NewJob, SqliteStore, WaitingJobLog, WaitingKeyValue, open_sqlite
 
 State = tuple[Any, ...]
 
@@ -23,11 +24,16 @@ def job(name: str, size: int) -> NewJob:
 async def state_of(path: Path) -> State:
     """Everything in the store, in an order that can be compared; `StoreError` if it is refused."""
     async with open_sqlite(path, inline=True, fsync=Fsync.NEVER) as store:
-        kv, log = WaitingKeyValue(store.key_value("state")), WaitingJobLog(store.job_log())
-        values = {scope: tuple(await kv.items(scope)) for scope in await kv.scopes()}
-        jobs = await log.load(0, 10_000)
-        letters = await log.dead_letters(["q0", "q1", "q2"], 0, 10_000)
-        return values, jobs, letters, await log.destinations(), store.statistics().set_aside
+        return await read_all(store)
+
+
+async def read_all(store: SqliteStore) -> State:
+    """Everything in an open store."""
+    kv, log = WaitingKeyValue(store.key_value("state")), WaitingJobLog(store.job_log())
+    values = {scope: tuple(await kv.items(scope)) for scope in await kv.scopes()}
+    jobs = await log.load(0, 10_000)
+    letters = await log.dead_letters(["q0", "q1", "q2"], 0, 10_000)
+    return values, jobs, letters, await log.destinations(), store.statistics().set_aside
 
 
 async def fill(path: Path, writes: int, history: list[State], copy_to: Path | None = None) -> None:
@@ -154,6 +160,36 @@ async def test_every_turned_bit_is_harmless_set_aside_or_refused(tmp_path: Path)
 async def test_two_thousand_turned_bits_are_harmless_set_aside_or_refused(tmp_path: Path) -> None:
     outcomes = await count_outcomes(tmp_path, seed=6, flips=2000)
     assert min(outcomes.values()) > 50
+
+
+async def test_a_bit_turned_in_a_file_that_is_not_looked_over_first_gives_no_wrong_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is damaged is handed to nobody from the first moment, and told at the latest when all was looked over."""
+    history: list[State] = []
+    await fill(tmp_path / "store.db", WRITES, history)
+    whole = (tmp_path / "store.db").read_bytes()
+    expected = rows_of(history[-1])
+    choose = random.Random(7)
+    told = missing = 0
+    for number in range(100):
+        bad = tmp_path / f"bad{number}.db"
+        altered = bytearray(whole)
+        altered[choose.randrange(len(whole))] ^= 1 << choose.randrange(8)
+        bad.write_bytes(altered)
+        found: dict[Any, Any] = {}
+        with contextlib.suppress(StoreError):
+            async with open_sqlite(bad, fsync=Fsync.NEVER) as store:
+                with contextlib.suppress(StoreError):
+                    found = rows_of(await read_all(store))
+                assert found.items() <= expected.items()
+                await store.checked()
+                if len(found) < len(expected):
+                    missing += 1
+                    assert store.statistics().set_aside or str(bad) in caplog.text
+        told += str(bad) in caplog.text
+    assert missing > 5
+    assert told >= missing
 
 
 async def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import trio
 from test_http_connections import OK, REQUEST, answer, read_to_end, read_until, says_ok, serving
 from trio.testing import wait_all_tasks_blocked
 
+from iii_trio.modules.http import asgi
 from iii_trio.modules.http.http1 import STEP_BYTES
 from iii_trio.modules.http.http1_messages import RequestParser
 
@@ -177,3 +178,17 @@ async def test_a_client_with_a_thousand_requests_at_once_lets_others_through() -
             received += await greedy.receive_some()
         assert order.index("/") < 500
         assert len(order) == 1001
+
+
+async def test_a_stream_that_is_complete_ends_before_the_rest_of_an_upload_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asgi, "DISCARD_BYTES", 10_000)
+
+    async def app(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        await asgi.begin(send, 200, [], b"a stream", more=True)
+        await asgi.finish(scope, send, asgi.Incoming(receive, None, asgi.connection_of(scope)))
+
+    async with serving(app) as server, server.dial() as stream:
+        await stream.send_all(POST + b"content-length: 1000000\r\n\r\n" + bytes(20_000))
+        assert (await read_to_end(stream)).endswith(b"8\r\na stream\r\n0\r\n\r\n")

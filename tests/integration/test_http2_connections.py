@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import trio
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, ResponseReceived, StreamReset, WindowUpdated
+from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset, WindowUpdated
 from h2.settings import SettingCodes
 from http2_lab import PATIENCE_S, Client, answer, client_tls, serving
 from hyperframe.frame import (
@@ -22,7 +22,9 @@ from hyperframe.frame import (
 )
 from trio.testing import wait_all_tasks_blocked
 
-from iii_trio.modules.http import connections, http2
+from iii_trio.modules.http import asgi, connections, http2
+from iii_trio.modules.http.asgi import Incoming
+from iii_trio.modules.http.messages import Response
 from iii_trio.protocol.limits import HTTP2_OUTBOX, HTTP2_STREAMS, HTTP2_WINDOW, HTTP2_WINDOWS
 
 BIG = 3_000_000
@@ -353,6 +355,81 @@ async def test_answered_uploads_do_not_use_up_the_connection() -> None:
                 stream_id = await client.ask("/")
                 assert (await client.reply(stream_id))[0] == "200"
         assert client.h2.outbound_flow_control_window > HTTP2_WINDOWS // 4
+
+
+async def test_a_body_of_another_length_than_declared_costs_its_request_alone() -> None:
+    told = Told()
+    async with serving(told.app) as server, server.dial() as client:
+        other = await client.ask("/other")
+        for sent in (b"abc", b"a longer body"):
+            before = client.h2.outbound_flow_control_window
+            wrong = await client.ask("/wrong", "POST", end=False, **{"content-length": "10"})
+            client.h2.send_data(wrong, sent, end_stream=True)
+            await client.flush()
+            assert (await client.until(StreamReset, wrong)).error_code == ErrorCodes.PROTOCOL_ERROR
+            assert client.h2.outbound_flow_control_window >= before - len(sent)
+        await told.until(waiting=3, heard=2)
+        assert await client.reply(await client.ask("/ok")) == ("200", b"ok")
+        client.h2.reset_stream(other)
+        await client.flush()
+        await told.until(waiting=3, heard=3)
+    assert client.goodbyes == []
+
+
+async def test_control_characters_cost_their_request_and_spaces_in_a_path_are_written_out() -> None:
+    async def app(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        await answer(send, scope["raw_path"])
+
+    async with serving(app) as server, server.dial() as client:
+        client.h2.config.validate_outbound_headers = False
+        for broken in ({"path": "/a\x1b[2J"}, {"method": "GE\x07T"}, {"x": "a\x7fb"}):
+            asked = {name if name == "x" else f":{name}": value for name, value in broken.items()}
+            stream_id = await client.ask(**{"path": "/", "method": "GET"} | asked)
+            assert (await client.until(StreamReset, stream_id)).error_code == ErrorCodes.PROTOCOL_ERROR
+        assert await client.reply(await client.ask("/a b/é")) == ("200", b"/a%20b/%C3%A9")
+
+
+@pytest.mark.parametrize("length", [True, False], ids=["length", "no length"])
+async def test_a_client_that_gives_its_upload_up_on_hearing_of_an_error_gets_all_of_it(length: bool) -> None:
+    async def app(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        await asgi.write(scope, send, Incoming(receive, 1_000_000), Response(404, body=b"not here"))
+
+    async with serving(app) as server, server.dial() as client:
+        declared = {"content-length": "1000000"} if length else {}
+        upload = await client.ask("/", "POST", end=False, **declared)
+        client.h2.send_data(upload, bytes(1000))
+        await client.flush()
+        await client.until(DataReceived, upload)
+        client.h2.send_data(upload, b"", end_stream=True)
+        await client.flush()
+        assert await client.reply(upload) == ("404", b"not here")
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "body"),
+    [("POST", 200, b"early"), ("POST", 204, b""), ("PATCH", 200, None), ("HEAD", 200, b"")],
+)
+async def test_a_whole_response_ends_before_the_rest_of_an_upload_is_given_up(
+    method: str, status: int, body: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi, "DISCARD_BYTES", 10_000)
+
+    async def app(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        incoming = Incoming(receive, None)
+        if body is not None:
+            await asgi.write(scope, send, incoming, Response(status, body=b"early"))
+        else:
+            await asgi.begin(send, status, [], b"a stream", more=True)
+            await asgi.finish(scope, send, incoming)
+
+    async with serving(app) as server, server.dial() as client:
+        upload = await client.ask("/", method, end=False)
+        client.h2.send_data(upload, bytes(16_000))
+        await client.flush()
+        assert (await client.until(StreamReset, upload)).error_code == ErrorCodes.NO_ERROR
+        kinds = [type(event) for event in client.events]
+        assert kinds.index(StreamEnded) < kinds.index(StreamReset)
+        assert client.body(upload) == (b"a stream" if body is None else body)
 
 
 # -- attacks ----------------------------------------------------------------------------------------------------------

@@ -159,5 +159,8 @@ def serve(
             # all waiting messages again and again for nothing (measured: a third of the queue's throughput)
             gc.set_threshold(50_000, 20, 50)
             trio.run(partial(run, config, overrides, stop=stop, scripts=scripts, reload=reload, on_ready=on_ready))
+            # nothing that is left needs freeing: the interpreter's last collections would walk all of it, which on a busy
+            # machine keeps who waits for the end of the process waiting for a second or two
+            gc.freeze()
     except (*EXPECTED, ExceptionGroup) as error:
         fail_with(error)

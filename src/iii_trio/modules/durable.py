@@ -105,7 +105,7 @@ class DurableIndex(Generic[P]):
     read: Callable[[Binding], tuple[P, str | None, str]]
     _watches: dict[Identity, Watch] = field(factory=dict, init=False)
     _holders: dict[Identity, set[Binding]] = field(factory=dict, init=False)
-    _held: dict[Binding, Identity] = field(factory=dict, init=False)
+    _held: dict[Binding, P] = field(factory=dict, init=False)
     # made anew for each change: the store's thread looks at the one it was given
     _places: Mapping[tuple[str | None, ...], tuple[Watch, ...]] = field(factory=dict, init=False)
 
@@ -114,7 +114,10 @@ class DurableIndex(Generic[P]):
         kept = await WaitingKeyValue(self.store).items("")
         watches = [Watch.stored(name, text) for name, text in kept]
         self._watches = {watch.identity: watch for watch in watches} | self._watches
-        self._index()
+        places: dict[tuple[str | None, ...], list[Watch]] = {}
+        for watch in self._watches.values():
+            places.setdefault(watch.place, []).append(watch)
+        self._places = {place: tuple(here) for place, here in places.items()}
 
     @property
     def places(self) -> Mapping[tuple[str | None, ...], tuple[Watch, ...]]:
@@ -141,15 +144,16 @@ class DurableIndex(Generic[P]):
         if identity not in self._watches and len(self._watches) >= DURABLE_TRIGGERS:
             text = f"{DURABLE_TRIGGERS} durable triggers are kept already; unregister or forget some"
             raise TriggerRejected(text)
-        if self._watches.get(identity) != watch:
+        before = self._watches.get(identity)
+        if before != watch:
             try:
                 self.store.set("", watch.name, watch.encoded(), self._noted)
             except StoreError as error:
                 raise TriggerRejected(str(error)) from None
             self._watches[identity] = watch
-            self._index()
+            self._place(place, before, watch)
         self._holders.setdefault(identity, set()).add(binding)
-        self._held[binding] = identity
+        self._held[binding] = place
 
     def replace(self, old: Binding, new: Binding) -> None:
         """See `Provider.replace`: what the old one watched is watched no more, unless it is the same."""
@@ -158,15 +162,22 @@ class DurableIndex(Generic[P]):
 
     def unbind(self, binding: Binding, reason: Reason) -> None:
         """See `Provider.unbind`. A worker that left comes back; one that unregistered does not want any more."""
-        identity = self._held.pop(binding, None)
-        if identity is None:
+        place = self._held.pop(binding, None)
+        if place is None:
             return
+        identity = binding.namespace, binding.function_id, place
         holders = self._holders[identity]
         holders.discard(binding)
         if holders:
             return
         del self._holders[identity]
         if reason in (Reason.UNREGISTERED, Reason.REJECTED):
+            self._forget(identity)
+
+    def supersede(self, namespace: str, function_id: str, place: P) -> None:
+        """The function is told of this place in another way from now on, unless a worker still holds it durably."""
+        identity = namespace, function_id, place
+        if identity in self._watches and not self._holders.get(identity):
             self._forget(identity)
 
     def forget(self, namespace: str, function_id: str) -> int:
@@ -180,6 +191,10 @@ class DurableIndex(Generic[P]):
             self._forget(identity)
         return len(gone)
 
+    def place_of(self, binding: Binding) -> P | None:
+        """The place of a binding that is held; None if it is not here."""
+        return self._held.get(binding)
+
     def __contains__(self, binding: Binding) -> bool:
         return binding in self._held
 
@@ -188,16 +203,24 @@ class DurableIndex(Generic[P]):
 
     def _forget(self, identity: Identity) -> None:
         watch = self._watches.pop(identity)
-        self._index()
+        self._place(watch.place, watch, None)
         try:
             self.store.delete("", watch.name, self._noted)
         except StoreError as error:
             self._noted(Failed(error))
 
-    def _index(self) -> None:
-        places: dict[tuple[str | None, ...], tuple[Watch, ...]] = {}
-        for watch in self._watches.values():
-            places[watch.place] = (*places.get(watch.place, ()), watch)
+    def _place(self, place: tuple[str | None, ...], old: Watch | None, new: Watch | None) -> None:
+        """One watch for another, at the one place that changes."""
+        here = self._places.get(place, ())
+        if old is not None:
+            here = tuple(watch for watch in here if watch is not old)
+        if new is not None:
+            here = (*here, new)
+        places = dict(self._places)
+        if here:
+            places[place] = here
+        else:
+            places.pop(place, None)
         self._places = places
 
     def _noted(self, result: Result[Any]) -> None:
@@ -219,6 +242,7 @@ class Watches(Generic[P]):
             self.durable.bind(binding)
         else:
             self.plain.bind(binding)
+            self._supersede(binding)
 
     def replace(self, old: Binding, new: Binding) -> None:
         """See `Provider.replace`; the kind may be another one."""
@@ -231,13 +255,26 @@ class Watches(Generic[P]):
         elif old in self.durable:
             self.plain.bind(new)
             self.durable.unbind(old, Reason.UNREGISTERED)
+            self._supersede(new)
         else:
             self.plain.replace(old, new)
+            self._supersede(new)
 
     def unbind(self, binding: Binding, reason: Reason) -> None:
         """See `Provider.unbind`."""
         self.plain.unbind(binding, reason)
+        place = self.durable.place_of(binding)
         self.durable.unbind(binding, reason)
+        if place is not None:  # another worker may have come without `durable` already
+            for other, _ in self.plain.at(place):
+                if other.owner is not binding.owner and other.function_id == binding.function_id:
+                    self._supersede(other)
+
+    def _supersede(self, binding: Binding) -> None:
+        """A worker that comes back and asks for no durable delivery any more gets each event once, not twice."""
+        place = self.plain.place_of(binding)
+        if place is not None:
+            self.durable.supersede(binding.namespace, binding.function_id, place)
 
     def durable_at(self, places: Sequence[P]) -> list[Watch]:
         """The durable triggers of an event that happens at all of these places."""

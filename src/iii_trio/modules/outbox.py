@@ -26,7 +26,7 @@ from ..engine.events import Event, FunctionsChanged
 from ..engine.peer import DEFAULT_NAMESPACE
 from ..protocol import Json, codec
 from ..protocol.codec import encode_value
-from ..protocol.errors import StoreError, TriggerRejected
+from ..protocol.errors import FUNCTION_NOT_FOUND, StoreError, TriggerRejected, WireError
 from ..protocol.limits import OUTBOX_EVENTS, OUTBOX_PAGE, OUTBOX_PAGE_BYTES
 from ..stores import Entry, Failed, KeyValue, Result, WaitingKeyValue
 from .durable import Watch
@@ -89,8 +89,8 @@ class _Line:
     behind: bool = False
     reading: bool = False
     missed: bool = False
-    refused: bool = False
-    """The last try of any of them was; it has been said."""
+    refusal: str | None = None
+    """The code with which the last try of any of them was refused; it has been said."""
     timer: Timer | None = None
     """It could not be read; another try."""
 
@@ -111,6 +111,9 @@ class Outbox:
     _recorded: int = field(default=0, init=False)
     _enqueued: int = field(default=0, init=False)
     _refused: int = field(default=0, init=False)
+    _left: deque[tuple[str, str]] = field(factory=deque, init=False)
+    """Queue and key of events that are in their queue, and that the store has not let go of."""
+    _left_timer: Timer | None = field(default=None, init=False)
     _untap: Callable[[], None] | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
 
@@ -138,6 +141,8 @@ class Outbox:
             for timer in (line.timer, *(lane.timer for lane in line.lanes.values())):
                 if timer is not None:
                     timer.cancel()
+        if self._left_timer is not None:
+            self._left_timer.cancel()
 
     def check_provider(self) -> None:
         """Raises `TriggerRejected` if nobody can take durable deliveries, and nobody is about to."""
@@ -159,7 +164,7 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether so many events wait for their queue that no more are recorded."""
-        return self._recorded >= OUTBOX_EVENTS
+        return self._recorded + len(self._left) >= OUTBOX_EVENTS
 
     def numbers(self, count: int) -> int:
         """The first of `count` places in the order of events."""
@@ -204,12 +209,13 @@ class Outbox:
         def done(outcome: Outcome) -> None:
             if outcome.ok:
                 self._enqueued += 1
-                lane.pause_s, line.refused = 0.0, False
-                self._take_out(line, row)
+                lane.pause_s, line.refusal = 0.0, None
+                self._recorded -= 1
+                self._take_out(row.queue, row.key)
                 self._next(line, lane)
             else:
                 self._refused += 1
-                self._pause(line, lane, str(outcome.exception()))
+                self._pause(line, lane, outcome.exception())
 
         self.peer.call(ENQUEUE, Json(row.request), done, timeout_s=ENQUEUE_S)
 
@@ -224,27 +230,41 @@ class Outbox:
         if not line.held and line.behind:
             self._read(line)
 
-    def _take_out(self, line: _Line, row: Row) -> None:
-        """The queue has it. Should this fail, the next life enqueues it again, and the queue recognises it."""
+    def _take_out(self, queue: str, key: str) -> None:
+        """The queue has it. After a crash the next life enqueues it again, and the queue recognises it, for a while."""
 
         def gone(result: Result[bytes | None]) -> None:
             if isinstance(result, Failed):
-                log.warning("an event for queue %s stays in the outbox until a restart: %s", line.queue, result.error)
+                self._left.append((queue, key))
+                self._take_out_later(result.error)
 
-        self._recorded -= 1
         try:
-            self.store.delete(row.queue, row.key, gone)
+            self.store.delete(queue, key, gone)
         except StoreError as error:
             gone(Failed(error))
 
+    def _take_out_later(self, error: StoreError) -> None:
+        if self._left_timer is None and not self._closed:
+            log.warning("events stay in the outbox though their queue has them, taking them out again: %s", error)
+            self._left_timer = self.core.deadlines.after(LONGEST_PAUSE_S, self._take_out_again)
+
+    def _take_out_again(self) -> None:
+        self._left_timer = None
+        for queue, key in [self._left.popleft() for _ in range(min(OUTBOX_PAGE, len(self._left)))]:
+            self._take_out(queue, key)
+        if self._left and self._left_timer is None:
+            self._left_timer = self.core.deadlines.after(FIRST_PAUSE_S, self._take_out_again)
+
     # -- pauses -------------------------------------------------------------------------------------------------------
 
-    def _pause(self, line: _Line, lane: _Lane, why: str) -> None:
+    def _pause(self, line: _Line, lane: _Lane, why: WireError) -> None:
         if self._closed:
             return
-        if not line.refused:
-            line.refused = True
-            log.warning("events for queue %s wait in the outbox and are tried again: %s", line.queue, why)
+        if line.refusal != why.code:
+            line.refusal = why.code
+            starting = why.code == FUNCTION_NOT_FOUND and "queue" in self.core.modules
+            level = logging.INFO if starting else logging.WARNING
+            log.log(level, "events for queue %s wait in the outbox and are tried again: %s", line.queue, str(why))
         lane.pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * lane.pause_s))
         lane.timer = self.core.deadlines.after(lane.pause_s, lambda: self._resume(line, lane))
 

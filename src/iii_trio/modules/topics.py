@@ -13,6 +13,7 @@ from attrs import define, field
 
 from ..engine import Binding, Reason
 from ..protocol.errors import TriggerRejected
+from ..protocol.limits import PATTERN_SEGMENTS
 from .bindings import BindingIndex
 from .inputs import config_fields
 
@@ -41,6 +42,9 @@ def read_config(binding: Binding) -> tuple[str | Pattern, str | None]:
 def parse_pattern(text: str) -> Pattern:
     """The segments of a pattern. Raises `TriggerRejected` for one that is none."""
     segments = tuple(text.split("."))
+    if len(segments) > PATTERN_SEGMENTS:
+        why = f"the pattern has {len(segments)} segments, and {PATTERN_SEGMENTS} are the most"
+        raise TriggerRejected(f"Failed to parse trigger config: {why}")
     for place, segment in enumerate(segments):
         last = place == len(segments) - 1
         if "*" in segment and segment != ONE and not (segment == REST and last):
@@ -93,7 +97,7 @@ class Patterns:
         """Every pattern that covers a topic."""
         if not self._count:
             return
-        segments = topic.split(".")
+        segments = topic.split(".", PATTERN_SEGMENTS)  # no pattern tells apart what comes after
         branches: list[tuple[_Node, Pattern]] = [(self._root, ())]
         for segment in segments:
             following: list[tuple[_Node, Pattern]] = []

@@ -69,6 +69,7 @@ OUTBOX_EVENTS: Final = 1_000_000
 OUTBOX_PAGE: Final = 1_000
 OUTBOX_PAGE_BYTES: Final = 16 * MIB
 EXPIRED_KEYS: Final = 1_000
+PATTERN_SEGMENTS: Final = 64
 QUEUE_SHELF: Final = 256 * MIB
 QUEUE_MESSAGES: Final = 10_000_000
 QUEUE_PAGE: Final = 4 * MIB
@@ -214,11 +215,16 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit("STORE_GROUP_BYTES", STORE_GROUP_BYTES, "bytes", "the next transaction", "answers keep flowing"),
     Limit("STORE_CALLBACKS", STORE_CALLBACKS, "callbacks", "other tasks get their turn", "fairness of the loop"),
     Limit("STORE_WAL", STORE_WAL, "bytes", "cut back at a checkpoint", "disk space after a burst"),
-    Limit("DURABLE_TRIGGERS", DURABLE_TRIGGERS, "triggers", "`trigger_registration_failed`", "they are looked at always"),
+    Limit(
+        "DURABLE_TRIGGERS", DURABLE_TRIGGERS, "triggers", "`trigger_registration_failed`", "they are looked at always"
+    ),
     Limit("OUTBOX_EVENTS", OUTBOX_EVENTS, "events", "writes they are for are refused", "a queue that is gone for good"),
     Limit("OUTBOX_PAGE", OUTBOX_PAGE, "events", "the rest is read back", "events of one queue held in memory"),
-    Limit("OUTBOX_PAGE_BYTES", OUTBOX_PAGE_BYTES, "bytes", "the rest is read back", "events of one queue held in memory"),
+    Limit(
+        "OUTBOX_PAGE_BYTES", OUTBOX_PAGE_BYTES, "bytes", "the rest is read back", "events of one queue held in memory"
+    ),
     Limit("EXPIRED_KEYS", EXPIRED_KEYS, "keys", "the next transaction", "many keys whose time is up at once"),
+    Limit("PATTERN_SEGMENTS", PATTERN_SEGMENTS, "segments", "`trigger_registration_failed`", "a tree of wildcards"),
     Limit("QUEUE_SHELF", QUEUE_SHELF, "bytes", "read back from the log", "payloads that wait"),
     Limit("QUEUE_MESSAGES", QUEUE_MESSAGES, "messages", "refused", "disk: they wait in the file, not in memory"),
     Limit("QUEUE_PAGE", QUEUE_PAGE, "bytes", "read back one by one", "payloads read ahead of their deliveries at once"),

@@ -11,6 +11,7 @@ import binascii
 import dataclasses
 import datetime
 import decimal
+import enum
 import operator
 import pathlib
 import types
@@ -63,6 +64,16 @@ def _float(value: Any, _: Any) -> float:
     return float(value)
 
 
+def _or_enum(structure: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A hook for a scalar, which comes by for enums of that scalar too, as they are its subclasses."""
+
+    def structure_either(value: Any, hint: Any) -> Any:
+        made = structure(value, hint)
+        return hint(made) if isinstance(hint, type) and issubclass(hint, enum.Enum) else made
+
+    return structure_either
+
+
 def _text(parse: Callable[[str], Any], what: str) -> Callable[[Any, Any], Any]:
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, str):
@@ -88,6 +99,11 @@ _NAMES: Final = {
 
 def _json_name(value: Any) -> str:
     return _NAMES.get(type(value), type(value).__name__)
+
+
+def _is_anything(hint: Any) -> bool:
+    """`object`, alone or in a union."""
+    return hint is object or (get_origin(hint) in (Union, types.UnionType) and object in get_args(hint))
 
 
 def _is_int_keyed(hint: Any) -> bool:
@@ -151,12 +167,13 @@ def _end(make: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 def make_converter() -> cattrs.Converter:
     """A converter with the rules above; `Worker(converter=…)` takes one that has further hooks."""
     converter = cattrs.Converter()
-    converter.register_structure_hook(str, _strict(str, str))
+    converter.register_structure_hook(str, _or_enum(_strict(str, str)))
     converter.register_structure_hook(bool, _strict(bool, bool))
-    converter.register_structure_hook(int, _int)
-    converter.register_structure_hook(float, _float)
+    converter.register_structure_hook(int, _or_enum(_int))
+    converter.register_structure_hook(float, _or_enum(_float))
     for plain in (list, dict):  # as functions: by class they would take in TypedDicts and other subclasses
         converter.register_structure_hook_func(partial(operator.is_, plain), _strict(plain, plain))
+    converter.register_structure_hook_func(_is_anything, lambda value, _: value)
     for cls, parse, what in _TEXT_FORMS:
         converter.register_structure_hook(cls, _text(parse, what))
     for cls, write in _TEXT_WRITERS:

@@ -20,9 +20,12 @@ def checksum(columns: tuple[object, ...], *blobs: object) -> int:
     return total
 
 
-def damaged(what: str) -> RowDamaged:
-    """The error for a row that does not match its checksum; `what` names it."""
+def damaged(what: str, table: str, row: int, *, named: bool = False) -> RowDamaged:
+    """The error for row `row` of `table`, which does not match its checksum; `what` names it. `named`: see `RowDamaged`."""
     return RowDamaged(
-        f"The stored {what} does not match its checksum: the file was damaged while in use. "
-        "Restart the engine to have the row set aside in the table `quarantine`, and check the disk."
+        f"The stored {what} does not match its checksum: the file was damaged. "
+        "The engine sets it aside in the table `quarantine` of the file; check the disk, and restore the value.",
+        table,
+        row,
+        named=named,
     )

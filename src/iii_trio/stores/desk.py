@@ -10,6 +10,7 @@ exception in one of them leaves through the nursery of the store's owner.
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import trio
@@ -20,7 +21,7 @@ from ..protocol.errors import StoreError
 from ..protocol.limits import STORE_BYTES, STORE_OPS
 from ..transport import one_batch
 from .interfaces import StoreStatistics
-from .results import Done, Failed, OnDone, Result, StoreClosed, StoreFull, T
+from .results import Done, Failed, OnDone, Result, RowDamaged, StoreClosed, StoreFull, T
 
 MAX_VALUE = limits.STORE_VALUE
 """Bytes of one value or payload; SQLite's own bound is near 1 GB, and one that hits it would fail its whole group."""
@@ -59,13 +60,26 @@ class Submission:
     """A long read: the writes that it must see stand on disk."""
 
 
-def carry_out(group: Iterable[Submission], tables: object) -> None:
-    """Do the work of each operation on `tables`; a `StoreError` fails that operation alone."""
+def carry_out(
+    group: Iterable[Submission], tables: object, set_aside: Callable[[RowDamaged], bool] = lambda _: False
+) -> None:
+    """Do the work of each operation on `tables`; a `StoreError` fails that operation alone.
+
+    `set_aside` gets every damaged row that is met, and says whether it is out of the way: what had not asked for that
+    very row is done again without it.
+    """
     for submission in group:
-        try:
-            submission.result = Done(submission.work(tables))
-        except StoreError as error:
-            submission.result = Failed(error)
+        while True:
+            try:
+                submission.result = Done(submission.work(tables))
+            except RowDamaged as error:
+                error = error.with_traceback(None)  # its frames hold what still reads the table
+                if set_aside(error) and not error.named:
+                    continue
+                submission.result = Failed(error)
+            except StoreError as error:
+                submission.result = Failed(error)
+            break
 
 
 def unsuitable(texts: Iterable[str | None], blobs: Iterable[bytes | None], numbers: Iterable[int]) -> StoreError | None:
@@ -118,6 +132,7 @@ class Desk:
     _empty: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot, init=False)
     _scope: trio.CancelScope = field(factory=lambda: trio.CancelScope(shield=True), init=False)
     _defect: BaseException | None = field(default=None, init=False)
+    _listeners: list[Callable[[str, str], object]] = field(factory=list, init=False)
     _closed: bool = field(default=False, init=False)
 
     @property
@@ -205,6 +220,19 @@ class Desk:
         except BaseException as defect:  # noqa: BLE001 (raised again, in the desk's task)
             self.fail(defect)
 
+    def listen(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
+        """Call `listener` with table and queue of each job that is set aside, until what is returned is called."""
+        self._listeners.append(listener)
+        return partial(self._listeners.remove, listener)
+
+    def tell(self, table: str, queue: str) -> None:
+        """A damaged job was set aside. As with `hand_back`, what a listener raises leaves through the desk's task."""
+        try:
+            for listener in self._listeners:
+                listener(table, queue)
+        except BaseException as defect:  # noqa: BLE001 (raised again, in the desk's task)
+            self.fail(defect)
+
     def fail(self, defect: BaseException) -> None:
         """A thread of the store ended by `defect`: raise it in the desk's task."""
         self._defect = defect
@@ -279,6 +307,7 @@ class Desk:
         largest_group: int = 0,
         failed_groups: int = 0,
         set_aside: int = 0,
+        checking: bool = False,
     ) -> StoreStatistics:
         """The desk's counters beside those of whoever carries out the operations."""
         return StoreStatistics(
@@ -292,6 +321,7 @@ class Desk:
             largest_group=largest_group,
             failed_groups=failed_groups,
             set_aside=set_aside,
+            checking=checking,
         )
 
     async def close(self, timeout_s: float) -> None:

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
 from ..protocol.errors import StoreError
@@ -14,13 +15,21 @@ _JOBS = "seq, id, queue, namespace, function_id, attempts, max_attempts, created
 
 
 def export_values(path: Path, space: str) -> Iterator[dict[str, Any]]:
-    """Every value of one space in the order in which the keys were first set: `{scope, key, value}`.
+    """Every value of one space in the order in which the keys were first set: `{scope, key, value, expires_at_ms?}`.
 
-    A value that is no JSON comes as `{"hex": …}`. All rows are of one moment. Raises `StoreError`.
+    A key that has a time (Unix ms) comes with it; one whose time is up is left out, as readers do not see it either. A
+    value that is no JSON comes as `{"hex": …}`. All rows are of one moment. Raises `StoreError`.
     """
-    statement = "SELECT scope, key, value FROM kv WHERE space = ? ORDER BY pos"
-    for scope, key, value in _rows(path, statement, (space,)):
-        yield {"scope": scope, "key": key, "value": _value(value)}
+    # by `*`, for a backup may be older than the column of the times
+    statement = "SELECT * FROM kv WHERE space = ? ORDER BY pos"
+    now_ms = time_ns() // 1_000_000
+    for row in _rows(path, statement, (space,)):
+        shown = {"scope": row["scope"], "key": row["key"], "value": _value(row["value"])}
+        expires_at_ms = row["expires_at_ms"] if "expires_at_ms" in row.keys() else None  # noqa: SIM118 (a row is no dict)
+        if expires_at_ms is None:
+            yield shown
+        elif expires_at_ms > now_ms:
+            yield {**shown, "expires_at_ms": expires_at_ms}
 
 
 def export_streams(path: Path, prefix: str) -> Iterator[dict[str, Any]]:
@@ -51,7 +60,7 @@ def export_jobs(path: Path) -> Iterator[dict[str, Any]]:
         yield {**row, "error": _error(error), "failed_at_ms": failed_at_ms} if dead else row
 
 
-def _rows(path: Path, statement: str, values: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def _rows(path: Path, statement: str, values: tuple[str, ...] = ()) -> Iterator[Any]:
     if not path.is_file():
         raise StoreError(f"There is no store in {path}.")
     try:
@@ -59,6 +68,7 @@ def _rows(path: Path, statement: str, values: tuple[str, ...] = ()) -> Iterator[
             if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 raise StoreError(f"{path} is the database of another program.")
             connection.execute("PRAGMA query_only = ON")
+            connection.row_factory = sqlite3.Row
             yield from connection.execute(statement, values)
     except sqlite3.Error as error:
         raise StoreError(f"{path} could not be read: {error}.") from error

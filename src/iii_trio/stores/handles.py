@@ -138,7 +138,9 @@ class KeyValueHandle:
             for scope, key, _ in due:
                 values.delete(space, scope, key)
             _put(tables, entries)
-            return Expired(tuple(due), values.next_expiry(space, now_ms))
+            if place is not None:
+                return Expired(tuple(due), None)
+            return Expired(tuple(due), now_ms if len(due) == limit else values.next_expiry(space, now_ms))
 
         scope, key = ("", "") if place is None else place
         self._write(work, on_done, scope, key)
@@ -264,6 +266,10 @@ class JobLogHandle:
     _redriven: int = field(default=0, init=False)
     _discarded: int = field(default=0, init=False)
     _removed: int = field(default=0, init=False)
+
+    def listen(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
+        """See `JobLog.listen`."""
+        return self._desk.listen(listener)
 
     def append(self, jobs: Sequence[NewJob], on_done: OnDone[list[Job]]) -> None:
         """See `JobLog.append`."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
+from time import time_ns
 
 from attrs import frozen
 
@@ -74,8 +75,9 @@ def _key(entry: Entry) -> tuple[str, str, str]:
 
 
 def _there(file: SqliteFile, entries: Sequence[Entry]) -> set[tuple[str, str, str]]:
+    now_ms = time_ns() // 1_000_000  # a key whose time is up only waits to be removed
     try:
-        return {_key(entry) for entry in entries if file.tables.values.get(*_key(entry)) is not None}
+        return {_key(entry) for entry in entries if file.tables.values.get(*_key(entry), now_ms) is not None}
     except sqlite3.Error as error:
         raise StoreError(f"{file.path} could not be read: {error}. Check the disk.") from error
 

@@ -247,11 +247,19 @@ class JobLogStatistics:
 class JobLog(Protocol):
     """The durable side of the queues (spec/queue.md §5, §9, §15).
 
+    A job whose row is damaged is not answered by anything: it is set aside when it is met, as if it had not been there.
+
     The log belongs to exactly one engine (its lock file sees to that), so *claiming* a job, *extending* the claim and
     *reclaiming* it are matters of the engine's memory and cost no write: with `pages` and `promote` the log hands over
     what comes next, and the claim with it; a lease is a deadline of the engine; after a crash the next start
     reclaims whatever was in flight. Only what must survive is an operation here: the job, its failures, its end.
     """
+
+    def listen(self, listener: Callable[[str, str], object]) -> Callable[[], None]:
+        """Call `listener` with "jobs" or "dead" and the name of the queue for each damaged job that is set aside.
+
+        Until what is returned is called, once.
+        """
 
     def append(self, jobs: Sequence[NewJob], on_done: OnDone[list[Job]]) -> None:
         """Store all of them or none (the copies of one publish), and answer them with their `seq`."""
@@ -394,7 +402,9 @@ class StoreStatistics:
     failed_groups: int
     """Transactions that did not reach the disk."""
     set_aside: int
-    """Damaged rows in quarantine, from this start or an earlier one."""
+    """Damaged rows in quarantine, set aside since the start or before."""
+    checking: bool
+    """Whether a look at every row is under way beside the work."""
 
 
 class Store(Protocol):

@@ -49,7 +49,8 @@ Look: TypeAlias = Callable[[Iterable[tuple[str, bytes]]], T]
 class Expired:
     """Keys whose time was up and which are gone: (scope, key, value) each, the earliest first.
 
-    `next_ms`: the earliest time (Unix ms) of a key that was not due yet, or None.
+    `next_ms`: when to ask again (Unix ms): at once, which is the `now_ms` of this time, where there may be more than the
+    limit; else at the earliest time of a key that was not due yet; None if there is none, or only one place was meant.
     """
 
     removed: tuple[tuple[str, str, bytes], ...]

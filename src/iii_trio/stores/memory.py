@@ -125,9 +125,8 @@ class MemoryKeyValueTable:
         self, space: str, scope: str, prefix: str, after: str | None, now_ms: int
     ) -> Iterator[tuple[str, bytes]]:
         """See `KeyValueTable.sorted_items`."""
-        for key, value in sorted(self.items(space, scope, now_ms)):
-            if key.startswith(prefix) and (after is None or key > after):
-                yield key, value
+        found = self.items(space, scope, now_ms)
+        yield from sorted(item for item in found if item[0].startswith(prefix) and (after is None or item[0] > after))
 
     def scopes(
         self, space: str, prefix: str = "", after: str | None = None, limit: int | None = None, now_ms: int = 0

@@ -24,7 +24,14 @@ class StoreInUse(StoreError):
 
 
 class RowDamaged(StoreError):
-    """A row does not match its checksum; it is left as it is, and set aside when the store is opened next."""
+    """A row does not match its checksum: row `row` of `table`, which the writer sets aside as soon as it hears of it.
+
+    `named`: the operation asked for this very row and is told so; any other goes on without the row.
+    """
+
+    def __init__(self, text: str, table: str, row: int, *, named: bool) -> None:
+        super().__init__(text)
+        self.table, self.row, self.named = table, row, named
 
 
 @frozen

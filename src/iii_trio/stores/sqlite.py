@@ -34,6 +34,7 @@ class SqliteStore:
 
     _file: SqliteFile
     _desk: Desk
+    _checked: trio.Event
 
     def key_value(self, space: str) -> KeyValueHandle:
         """See `Store.key_value`."""
@@ -53,6 +54,10 @@ class SqliteStore:
         """See `Store.room`."""
         await self._desk.room()
 
+    async def checked(self) -> None:
+        """Wait until the look at every row that goes on beside the work has ended; at once if none was due."""
+        await self._checked.wait()
+
     def snapshot(self) -> Snapshot:
         """The store as it stands now, with everything that has been answered; its holder closes it.
 
@@ -68,6 +73,7 @@ class SqliteStore:
             largest_group=self._file.largest_group,
             failed_groups=self._file.failed_groups,
             set_aside=self._file.set_aside,
+            checking=not self._checked.is_set(),
         )
 
 
@@ -79,34 +85,45 @@ async def open_sqlite(
     fsync_interval_s: float = FSYNC_INTERVAL_S,
     inline: bool = False,
     check: bool = True,
+    check_first: bool = False,
     max_ops: int = STORE_OPS,
     max_bytes: int = STORE_BYTES,
     close_timeout_s: float = FLUSH_S,
 ) -> AsyncIterator[SqliteStore]:
     """The store in the file `path` (made with its directories if missing) for the length of the block.
 
-    `fsync` and `fsync_interval_s`: see `Fsync`; inline, `INTERVAL` forces every commit. `check=False` skips the look at
-    every row (5 s per million values, 10 s per million jobs). `max_ops` and `max_bytes` bound what waits. At the end
+    `fsync` and `fsync_interval_s`: see `Fsync`; inline, `INTERVAL` forces every commit.
+
+    `check`: look at every row (5 s of CPU per million values, 10 s per million jobs) when that is due: after an end
+    without `close`, and when the last look was more than a week ago. It goes on beside the work, and opening does not wait
+    for it; but for a file in which damage was found before, it comes first. `check_first`, and inline: always, and first.
+    With and without it, no read answers a damaged row (`sqlite_check.py`).
+
+    `max_ops` and `max_bytes` bound what waits. At the end
     everything submitted is written and answered within `close_timeout_s`, or `StoreError` is raised. Raises
     `StoreInUse` if another engine has the file and `StoreError` if it cannot be used. As with every nursery, exceptions
     leave the block in a group.
     """
     if inline and fsync is Fsync.INTERVAL:
         fsync = Fsync.ALWAYS
-    opening = partial(open_file, path, fsync, check=check)
+    opening = partial(open_file, path, fsync, check=check, first=inline or check_first)
     file = opening() if inline else await trio.to_thread.run_sync(opening)
     desk = Desk(str(file.path), max_ops=max_ops, max_bytes=max_bytes)
     threads: Threads | None = None
+    checked = trio.Event()
     if inline:
         desk.carry_out = file.commit
+        file.on_set_aside = desk.tell
+        checked.set()
     else:
         threads = Threads(file, desk, fsync_interval_s, trio.lowlevel.current_trio_token())
         desk.forward = threads.put
+        checked = threads.checked
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.run, name=f"store {file.path}")
             try:
-                yield SqliteStore(file, desk)
+                yield SqliteStore(file, desk, checked)
             finally:
                 await desk.close(close_timeout_s)
     finally:

@@ -2,31 +2,35 @@
 
 Synchronous and free of threads; `sqlite.py` decides who calls it. Opening takes, in this order: the directory, the lock
 file beside the database (held until `close`; it is never deleted, so that two engines can never hold different files of
-one name), the database in WAL mode, its migrations, a probing write, and the check of every row (`sqlite_check.py`).
+one name), the database in WAL mode, its migrations and a probing write; nothing of this takes longer for a large file.
+Whether every row is to be looked at, and when, is the matter of `sqlite_check.py`.
 """
 
 import contextlib
 import fcntl
+import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from time import time_ns
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from ..protocol import limits
 from ..protocol.errors import StoreError
 from . import sqlite_check, sqlite_jobs, sqlite_kv
 from .desk import Submission, carry_out
 from .interfaces import Fsync
-from .results import Failed, StoreInUse
+from .results import Failed, RowDamaged, StoreInUse
 from .tables import Tables
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (*sqlite_kv.SCHEMA, *sqlite_jobs.SCHEMA, *sqlite_check.SCHEMA),
     sqlite_kv.EXPIRY,
     sqlite_jobs.ORDER,
+    sqlite_check.HISTORY,
 )
 """Statements that lead from version n to n + 1; a version once released never changes."""
 
@@ -42,22 +46,34 @@ OLDEST_SQLITE: Final = (3, 37)
 SMALLEST_DATABASE: Final = 512
 """Bytes of SQLite's smallest page; a few bytes of something else it would take for a new database, and overwrite."""
 
+_logger = logging.getLogger(__name__)
+
 _SYNCHRONOUS: Final = {Fsync.ALWAYS: "FULL", Fsync.INTERVAL: "NORMAL", Fsync.NEVER: "OFF"}
 
 
 @define(eq=False)
 class SqliteFile:
-    """An open file; `open_file` makes one. Its methods are called by one thread at a time."""
+    """An open file; `open_file` makes one. Its methods are called by one thread at a time.
+
+    `history` is what it said when it was opened; `due`: every row was to be looked at then. `on_set_aside` is called with
+    table and queue of each job that was set aside.
+    """
 
     path: Path
     fsync: Fsync
     set_aside: int
+    history: sqlite_check.History
+    due: bool
     _connection: sqlite3.Connection
     _lock: int
     tables: Tables = field(init=False)
     groups: int = field(default=0, init=False)
     largest_group: int = field(default=0, init=False)
     failed_groups: int = field(default=0, init=False)
+    on_set_aside: Callable[[str, str], object] = field(default=lambda *_: None, init=False)
+    _passed_at_ms: int = field(default=0, init=False)  # looked over since, or never
+    _damaged: bool = field(default=False, init=False)  # found since; never taken back
+    _met: list[tuple[RowDamaged, str]] = field(factory=list, init=False)  # set aside by the transaction under way
     unforced: bool = field(default=False, init=False)
     """Whether something that was committed is not on the disk yet; the next forced commit, or `force`, puts it there."""
     _forcing: bool = field(init=False)
@@ -84,7 +100,7 @@ class SqliteFile:
                 )
                 self._forcing = forced
             self._connection.execute("BEGIN IMMEDIATE")
-            carry_out(group, self.tables)
+            carry_out(group, self.tables, self._set_aside)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._give_up(group, error)
@@ -93,10 +109,57 @@ class SqliteFile:
                 self.unforced = not self._forcing and self.fsync is not Fsync.NEVER
             self.groups += 1
             self.largest_group = max(self.largest_group, len(group))
+            if self._met:
+                self._tell()
+
+    def _set_aside(self, error: RowDamaged) -> bool:
+        """Take a damaged row out of the way of the transaction under way; False if that cannot be done now.
+
+        Where more is damaged than the row, its indexes may not be built anew: that fails nobody but who has asked for it.
+        """
+        self._connection.execute("SAVEPOINT aside")
+        try:
+            queue = sqlite_check.set_row_aside(self._connection, error.table, error.row)
+        except sqlite3.Error as failure:
+            _logger.error(
+                "row %d of table %s in %s stays where it lies: %s", error.row, error.table, self.path, failure
+            )
+            self._connection.execute("ROLLBACK TO aside")  # a full disk has ended the whole transaction: no use then
+            queue = None
+        self._connection.execute("RELEASE aside")
+        if queue is not None:
+            self._met.append((error, queue))
+        return queue is not None
+
+    def _tell(self) -> None:
+        for error, queue in self._met:
+            sqlite_check.log_set_aside(error.row, error.table, str(self.path), str(error).partition(". ")[0])
+            if queue:
+                self.on_set_aside(error.table, queue)
+        self.set_aside += len(self._met)
+        self._damaged = True
+        self._met.clear()
+
+    def looked_over(self, sound: bool) -> None:
+        """Every row was looked at since the file was opened. Any thread may say so."""
+        if sound:
+            self._passed_at_ms = time_ns() // 1_000_000
+        else:
+            self._damaged = True
+
+    def _history(self) -> sqlite_check.History:
+        """What the next start is to know."""
+        before = self.history
+        return sqlite_check.History(
+            self._passed_at_ms or before.passed_at_ms,
+            closed=before.closed or self._passed_at_ms > 0,
+            damaged=before.damaged or self._damaged,
+        )
 
     def _give_up(self, group: Sequence[Submission], error: sqlite3.Error) -> None:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
+        self._met.clear()
         self.failed_groups += 1
         failure = StoreError(f"Nothing was written to {self.path}: {error}. Check the disk and its free space.")
         for submission in group:
@@ -124,8 +187,14 @@ class SqliteFile:
         self.unforced = False
 
     def close(self) -> None:
-        """Move the log into the database, close it and let others have it."""
+        """Move the log into the database, close it and let others have it.
+
+        What is never forced is not closed in order either: a power cut may still take any of it.
+        """
         try:
+            if self.fsync is not Fsync.NEVER:
+                with contextlib.suppress(sqlite3.Error):  # then it is looked over once more than it needs
+                    sqlite_check.write_history(self._connection, self._history())
             self._connection.close()
         finally:
             os.close(self._lock)
@@ -144,8 +213,11 @@ def read(submission: Submission, tables: Tables, path: Path) -> None:
         submission.result = Failed(StoreError(f"{path} could not be read: {error}. Check the disk."))
 
 
-def open_file(path: str | os.PathLike[str], fsync: Fsync, *, check: bool) -> SqliteFile:
+def open_file(path: str | os.PathLike[str], fsync: Fsync, *, check: bool, first: bool = True) -> SqliteFile:
     """Open or create the file; `check` looks every row over (5 s per million values, 10 s per million jobs).
+
+    Not `first`: only if damage was found when it was last used; else it is left to the caller, who sees whether it is
+    `due`.
 
     Raises `StoreInUse` if another engine has it and `StoreError` if it cannot be used, each saying what to do.
     """
@@ -161,8 +233,14 @@ def open_file(path: str | os.PathLike[str], fsync: Fsync, *, check: bool) -> Sql
         connection = _connect(absolute)
         _prepare(connection, absolute, fsync)
         sync_directory(absolute.parent)
-        set_aside = sqlite_check.set_damaged_aside(connection, str(absolute)) if check else 0
-        return SqliteFile(absolute, fsync, set_aside, connection, lock)
+        history = sqlite_check.read_history(connection)
+        due = check and history.due
+        if check and (first or history.damaged):
+            sqlite_check.set_damaged_aside(connection, str(absolute))
+            history, due = sqlite_check.History(time_ns() // 1_000_000, closed=True, damaged=False), False
+        sqlite_check.write_history(connection, evolve(history, closed=False))  # until `close` says otherwise
+        set_aside = sqlite_check.count_set_aside(connection)
+        return SqliteFile(absolute, fsync, set_aside, history, due, connection, lock)
     except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for a message that quotes a damaged schema
         _close(connection, lock)
         raise StoreError(

@@ -152,10 +152,10 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.create_function("job_checksum_delayed", len(_NAMES) + 1, delayed)
 
 
-def _job(row: tuple[Any, ...]) -> Job:
+def _job(row: tuple[Any, ...], table: str = "jobs") -> Job:
     job = Job(*row[:_WIDTH])
     if not sound(row):
-        raise damaged(f"job {job.id!r} of queue {job.queue!r}")
+        raise damaged(f"job {job.id!r} of queue {job.queue!r}", table, job.seq)
     return job
 
 
@@ -190,7 +190,17 @@ class SqliteJobTable:
             "SET until_ms = excluded.until_ms, checksum = excluded.checksum WHERE taken_keys.until_ms <= ?",
             (*row, checksum(row), once.now_ms),
         ).rowcount
-        return self.append(jobs) if taken else []
+        if taken:
+            return self.append(jobs)
+        self._check_key(once)
+        return []
+
+    def _check_key(self, once: Once) -> None:
+        """That a key is taken must not be the word of a damaged row."""
+        known = f"SELECT {KEY_COLUMNS}, rowid FROM taken_keys WHERE queue = ? AND key = ?"
+        *row, rowid = self._execute(known, (once.queue, once.key)).fetchone()
+        if not sound_short(tuple(row)):
+            raise damaged(f"key {once.key!r} of queue {once.queue!r}", "taken_keys", rowid)
 
     def find(self, seqs: Sequence[int]) -> list[Job]:
         """See `JobLog.find`."""
@@ -268,7 +278,7 @@ class SqliteJobTable:
         for row in self._execute(_DUE, (queue, now_ms, limit)).fetchall():
             if not sound(row):
                 heading = evolve(Heading(*_heading(row)), delayed=False)
-                self._execute(statement, (row[-1], heading.seq))  # it stays damaged, and is found to be when delivered
+                self._execute(statement, (row[-1], heading.seq))  # it stays damaged, and is never delivered
                 jobs.append(heading)
                 continue
             job = evolve(Job(*row[:_WIDTH]), delayed=False)
@@ -342,7 +352,7 @@ class SqliteJobTable:
         rows = self._execute(
             f"{_SELECT_DEAD} WHERE queue IN ({places}) ORDER BY seq DESC LIMIT ? OFFSET ?", (*queues, limit, offset)
         )
-        return [DeadLetter(job=_job(row), failed_at_ms=row[-2]) for row in _bounded(rows)]
+        return [DeadLetter(job=_job(row, "dead"), failed_at_ms=row[-2]) for row in _bounded(rows)]
 
     def dead_counts(self) -> dict[str, int]:
         """See `JobLog.dead_counts`."""
@@ -351,14 +361,15 @@ class SqliteJobTable:
     def redrive(self, queue: str, limit: int, due_at_ms: int) -> list[Job]:
         """See `JobLog.redrive`."""
         rows = self._execute(f"{_SELECT_DEAD} WHERE queue = ? ORDER BY seq LIMIT ?", (queue, limit))
-        return [self._revive(dead, due_at_ms) for dead in [_job(row) for row in _bounded(rows)]]
+        return [self._revive(dead, due_at_ms) for dead in [_job(row, "dead") for row in _bounded(rows)]]
 
     def redrive_one(self, queue: str, job_id: str, due_at_ms: int) -> Job | None:
         """See `JobLog.redrive_one`."""
         seq = self._find_dead(queue, job_id)
         if seq is None:
             return None
-        return self._revive(_job(self._execute(f"{_SELECT_DEAD} WHERE seq = ?", (seq,)).fetchone()), due_at_ms)
+        row = self._execute(f"{_SELECT_DEAD} WHERE seq = ?", (seq,)).fetchone()
+        return self._revive(_job(row, "dead"), due_at_ms)
 
     def discard(self, queue: str, job_id: str) -> bool:
         """See `JobLog.discard`."""
@@ -395,10 +406,10 @@ class SqliteJobTable:
     def destinations(self) -> list[Destination]:
         """See `JobLog.destinations`."""
         answer = []
-        statement = f"SELECT {DESTINATION_COLUMNS} FROM destinations ORDER BY topic, namespace, function_id"
+        statement = f"SELECT {DESTINATION_COLUMNS}, rowid FROM destinations ORDER BY topic, namespace, function_id"
         for row in self._execute(statement):
             if not sound_short(row):
-                raise damaged(f"destination {row[2]!r} of topic {row[0]!r}")
+                raise damaged(f"destination {row[2]!r} of topic {row[0]!r}", "destinations", row[4])
             answer.append(Destination(*row[:3]))
         return answer
 
@@ -416,9 +427,9 @@ class SqliteJobTable:
     def notes(self) -> list[Note]:
         """See `JobLog.notes`."""
         answer = []
-        for row in self._execute(f"SELECT {NOTE_COLUMNS} FROM notes ORDER BY kind, name"):
+        for row in self._execute(f"SELECT {NOTE_COLUMNS}, rowid FROM notes ORDER BY kind, name"):
             if not sound_short(row):
-                raise damaged(f"note {row[0]!r} about {row[1]!r}")
+                raise damaged(f"note {row[0]!r} about {row[1]!r}", "notes", row[4])
             answer.append(Note(*row[:3]))
         return answer
 

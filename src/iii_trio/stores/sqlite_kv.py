@@ -131,7 +131,7 @@ class SqliteKeyValueTable:
         return self._execute(statement, (space, scope, now_ms)).fetchone() is not None
 
     def due(self, space: str, now_ms: int, limit: int) -> list[tuple[str, str, bytes]]:
-        """See `KeyValueTable.due`. Damaged rows stay for whoever opens the file next."""
+        """See `KeyValueTable.due`. Damaged rows stay for whoever asks for them, or opens the file next."""
         statement = f"SELECT {COLUMNS} FROM kv WHERE space = ? AND {_DUE} ORDER BY expires_at_ms"
         rows = (row for row in self._execute(statement, (space, now_ms)) if sound(row))
         return [row[2:5] for row in islice(rows, limit)]
@@ -155,7 +155,7 @@ class SqliteKeyValueTable:
     def _items(self, rows: sqlite3.Cursor, space: str, scope: str, now_ms: int) -> Iterator[tuple[str, bytes]]:
         for pos, key, value, expires_at_ms, expected in rows:
             if _checksum(pos, space, scope, key, value, expires_at_ms) != expected:
-                raise _damaged(scope, key)
+                raise _damaged(scope, key, pos, named=False)
             if expires_at_ms is None or expires_at_ms > now_ms:
                 yield key, value
 
@@ -165,7 +165,7 @@ class SqliteKeyValueTable:
             return None
         pos, value, expires_at_ms, expected = row
         if _checksum(pos, space, scope, key, value, expires_at_ms) != expected:
-            raise _damaged(scope, key)
+            raise _damaged(scope, key, pos, named=True)
         return pos, value, expires_at_ms
 
     def _store(
@@ -182,5 +182,5 @@ class SqliteKeyValueTable:
         self._execute(_ADD, (pos, space, scope, key, value, expires_at_ms, total))
 
 
-def _damaged(scope: str, key: str) -> RowDamaged:
-    return damaged(f"value of key {key!r} in scope {scope!r}")
+def _damaged(scope: str, key: str, pos: int, *, named: bool) -> RowDamaged:
+    return damaged(f"value of key {key!r} in scope {scope!r}", "kv", pos, named=named)

@@ -1,12 +1,16 @@
-"""The two threads of a SQLite store: a writer that commits in groups, a reader beside it.
+"""The threads of a SQLite store: a writer that commits in groups, a reader beside it, and one that looks it over if due.
 
-Both block on a queue and never touch Trio except through the token. Whatever ends one of them unexpectedly is raised in
+A read that meets a damaged row is carried out once more by the writer, which can set the row aside. The look at every row
+takes a tenth of one core and ends with the store, finished or not.
+
+They never touch Trio except through the token. Whatever ends one of them unexpectedly is raised in
 the store's task instead (`Desk.fail`), so that a defect never leaves submitters waiting in silence. They are daemons: a
 process that dies without closing its stores is not held up by them, and loses nothing that was answered.
 """
 
 import logging
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -15,8 +19,10 @@ from typing import TypeVarTuple
 import trio
 
 from ..protocol import limits
+from . import sqlite_check
 from .desk import Desk, Submission
 from .interfaces import Fsync
+from .results import Failed, RowDamaged
 from .sqlite_file import SqliteFile, read, tables_of
 
 GROUP_OPS = limits.STORE_GROUP_OPS
@@ -48,7 +54,16 @@ class Threads:
         self._writes: _Line = queue.SimpleQueue()
         self._reads: _Line = queue.SimpleQueue()
         self._ended = trio.Event()
+        self.checked = trio.Event()
+        self._stopping = threading.Event()
+        file.on_set_aside = lambda table, queue: self._tell(desk.tell, table, queue)
         name = file.path.name
+        self._checker: threading.Thread | None = None
+        if file.due:
+            self._checker = threading.Thread(target=self._check, name=f"store-checker {name}", daemon=True)
+            self._checker.start()
+        else:
+            self.checked.set()
         self._reader = threading.Thread(target=self._read, name=f"store-reader {name}", daemon=True)
         self._reader.start()
         threading.Thread(target=self._write, name=f"store-writer {name}", daemon=True).start()
@@ -60,6 +75,7 @@ class Threads:
 
     async def stop(self, timeout_s: float) -> None:
         """Carry out what is still queued, close the file, end both threads; a disk that hangs is left behind."""
+        self._stopping.set()
         self._reads.put(None)
         self._writes.put(None)
         with trio.move_on_after(timeout_s, shield=True):
@@ -76,11 +92,32 @@ class Threads:
             self._guard(self._serve_writes)
         finally:
             self._reader.join()
+            self._stopping.set()
+            if self._checker is not None:
+                self._checker.join()
             self._file.close()
             self._tell(self._ended.set)
 
     def _read(self) -> None:
         self._guard(self._serve_reads)
+
+    def _check(self) -> None:
+        self._guard(self._look_over)
+        self._tell(self.checked.set)
+
+    def _look_over(self) -> None:
+        path = str(self._file.path)
+        sound: bool | None = False
+        try:
+            connection = self._file.reader()
+            try:
+                sound = sqlite_check.look_over(connection, path, self._stopping.wait)
+            finally:
+                connection.close()
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for a message that quotes a damaged schema
+            sqlite_check.log_damage(path, str(error))
+        if sound is not None:
+            self._file.looked_over(sound)
 
     def _guard(self, serve: Callable[[], None]) -> None:
         try:
@@ -132,10 +169,16 @@ class Threads:
             stopping = False
             while not stopping:
                 group, stopping = _drain(self._reads, None)
+                done = []
                 for submission in group:
                     read(submission, tables, self._file.path)
-                if group:
-                    self._tell(self._desk.hand_back, group)
+                    result = submission.result
+                    if isinstance(result, Failed) and isinstance(result.error, RowDamaged):
+                        self._writes.put(submission)
+                    else:
+                        done.append(submission)
+                if done:
+                    self._tell(self._desk.hand_back, done)
         finally:
             connection.close()
 

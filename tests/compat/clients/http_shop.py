@@ -27,6 +27,9 @@ class ItemId:
 @frozen
 class Choice:
     kind: Literal["book", "game"] | None = None
+    least: int = 0
+    cheap: bool | None = None
+    rates: list[float] = Factory(list)
 
 
 @frozen

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from click.testing import CliRunner, Result
 
 from iii_trio.cli.main import cli
+from iii_trio.stores import WaitingKeyValue, open_sqlite
 from iii_trio.stores.sqlite_file import locked
 
 KEPT = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_."
@@ -78,6 +80,19 @@ def test_what_is_here_already_stops_it_unless_said_otherwise() -> None:
     over = iii("import", "state", "old", "--overwrite")
     assert over.output.splitlines()[0] == "0 new state values imported, 4 overwritten"
     assert rows("state") == [["s", "a", 10], ["s", "b", 20], ["s", "c", 30], ["t", "x", 1]]
+
+
+def test_a_key_whose_time_is_up_is_not_there_already() -> None:
+    async def expire() -> None:
+        async with open_sqlite(Path("data/state/store.sqlite3"), inline=True) as store:
+            await WaitingKeyValue(store.key_value("state")).set("s", "a", b"0", expires_at_ms=1)
+
+    put(OLD, "s", {"a": 1})
+    iii("import", "state", "old")
+    trio.run(expire)
+    assert rows("state") == []
+    iii("import", "state", "old")
+    assert rows("state") == [["s", "a", 1]]
 
 
 def test_one_malformed_file_stops_it_unless_it_may_be_left_out() -> None:

@@ -53,3 +53,20 @@ async def test_what_it_has_called_itself_with_the_wrong_input_is_not(
         failing(house, error)
         reply = await house.ask("/x")
         assert (reply.status, reply.code) == (500, error.code)
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "application/x-www-form-urlencoded"])
+async def test_a_compressed_body_that_would_be_parsed_is_refused_by_that_name(
+    media_type: str, autojump_clock: MockClock
+) -> None:
+    async with open_house() as house:
+        inputs = house.function("f", {"body": 1})
+        house.route("/x", method="POST")
+        headers = {"content-type": media_type, "content-length": "2"}
+        reply = await house.ask("/x", "POST", headers | {"content-encoding": "GZIP"}, b"[]")
+        assert (reply.status, reply.code) == (400, "BAD_REQUEST")
+        assert "compressed (gzip)" in reply.json["error"]["message"]
+        assert (await house.ask("/x", "POST", headers | {"content-encoding": "identity"}, b"[]")).status == 200
+        raw = {"content-type": "text/plain", "content-encoding": "gzip"}
+        assert (await house.ask("/x", "POST", raw, b"zz")).status == 200
+        assert len(inputs) == 2

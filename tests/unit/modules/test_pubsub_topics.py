@@ -54,6 +54,18 @@ def test_what_is_no_pattern_is_refused(text: str) -> None:
         parse_pattern(text)
 
 
+def test_a_pattern_has_no_more_segments_than_a_tree_may_be_deep() -> None:
+    longest = parse_pattern(".".join(["*"] * 64))
+    with pytest.raises(TriggerRejected, match="65 segments, and 64 are the most"):
+        parse_pattern(".".join(["*"] * 65))
+    rest = parse_pattern(".".join(["*"] * 63 + ["**"]))
+    patterns = Patterns()
+    patterns.add(longest)
+    patterns.add(rest)
+    for segments, found in ((63, []), (64, [rest, longest]), (65, [rest]), (100_000, [rest])):
+        assert list(patterns.covering(".".join(["a"] * segments))) == found
+
+
 async def test_patterns_are_asked_for_and_a_topic_with_a_star_is_a_topic() -> None:
     module = PubSubModule(Live(PubSubSettings()))
     async with running(module) as (core, user):

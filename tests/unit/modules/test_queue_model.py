@@ -94,7 +94,7 @@ class Mortal:
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self.log, name)
-        if name in ("statistics", "room"):
+        if name in ("statistics", "room", "listen"):
             return operation
 
         def guarded(*args: Any, **more: Any) -> None:

@@ -1,5 +1,6 @@
 """Durable state triggers: recorded with the write, delivered by the queue, whoever is away or restarts meanwhile."""
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,8 +18,8 @@ from iii_trio.engine import NOTHING, Clock, Engine, LocalPeer, Outcome, open_eng
 from iii_trio.modules.queue import QueueModule
 from iii_trio.modules.state import StateModule
 from iii_trio.protocol import Json
-from iii_trio.protocol.errors import TriggerRejected, WireError
-from iii_trio.stores import Fsync, Store, WaitingKeyValue, open_memory, open_sqlite
+from iii_trio.protocol.errors import StoreError, TriggerRejected, WireError
+from iii_trio.stores import Failed, Fsync, Store, WaitingKeyValue, open_memory, open_sqlite
 
 AT = {"scope": "s", "key": "k"}
 DURABLE = {"scope": "s", "durable": True}
@@ -212,6 +213,85 @@ async def test_a_trigger_that_is_registered_anew_watches_only_its_new_place(auto
         assert [told["key"] for told in events.payloads] == ["new", "plain", "plain"]
 
 
+async def test_a_worker_that_comes_back_without_durable_gets_each_event_once(autojump_clock: MockClock) -> None:
+    async with house() as one, open_local(one.core, "writer") as writer:
+        async with worker(one):
+            async with open_local(one.core, "second") as second:  # the first one holds it still
+                bind(one.core, second, "state", "events", {"scope": "s"}, id="plain")
+            assert len((await ask(writer, "state::list_triggers"))["triggers"]) == 1
+        async with worker(one, {"scope": "s"}) as (_, events):
+            assert (await ask(writer, "state::list_triggers"))["triggers"] == []
+            await put(writer, 1)
+            await trio.sleep(60)
+            assert len(events.payloads) == 1
+        async with worker(one):
+            pass
+        async with worker(one, {"scope": "other"}) as (peer, events):
+            bind(one.core, peer, "state", "events", {"scope": "s"})  # the same id, elsewhere
+            await put(writer, 2)
+            await trio.sleep(60)
+            assert len(events.payloads) == 1
+
+
+async def test_who_takes_over_without_durable_gets_each_event_once_when_the_other_has_left(
+    autojump_clock: MockClock,
+) -> None:
+    async with house() as one, open_local(one.core, "writer") as writer, open_local(one.core, "new") as new:
+        async with worker(one) as (peer, _):
+            bind(one.core, peer, "state", "events", {"scope": "s"}, id="both")
+        assert len((await ask(writer, "state::list_triggers"))["triggers"]) == 1  # it wanted both, and comes back
+        async with worker(one):
+            bind(one.core, new, "state", "events", {"scope": "s"}, id="plain")
+        assert (await ask(writer, "state::list_triggers"))["triggers"] == []
+        events = record(new, "events")
+        await put(writer, 1)
+        await trio.sleep(60)
+        assert len(events.payloads) == 1
+
+
+async def test_watches_come_and_go_at_one_place_in_any_order() -> None:
+    async with house() as one, open_local(one.core, "worker") as peer:
+        for number in range(4):
+            record(peer, f"f{number}")
+            bind(one.core, peer, "state", f"f{number}", DURABLE, id=f"b{number}")
+        bind(one.core, peer, "state", "f1", {**DURABLE, "condition_function_id": "f0"}, id="b1")
+        one.core.triggers.unregister("b2")
+        life = one.state._life
+        assert life is not None
+        durable = life.telling.watches.durable
+        here = [(watch.function_id, watch.condition) for watch in durable.places["s", None]]
+        assert here == [("f0", None), ("f3", None), ("f1", "f0")]
+        for number in (0, 1, 3):
+            one.core.triggers.unregister(f"b{number}")
+        assert not durable.places
+
+
+async def test_what_the_store_does_not_let_go_of_is_taken_out_later(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house() as one, worker(one) as (peer, events):
+        kind = type(one.state.store)
+        delete = kind.delete
+        tries: list[str] = []
+
+        def busy(self: Any, scope: str, key: str, on_done: Any, **more: Any) -> None:
+            tries.append(key)
+            if len(tries) <= 3:
+                on_done(Failed(StoreError("the store is busy")))
+            else:
+                delete(self, scope, key, on_done, **more)
+
+        monkeypatch.setattr(kind, "delete", busy)
+        for number in range(2):
+            await put(peer, number)
+        await events.wait(2)
+        await trio.sleep(60)
+        assert len(tries) == 5
+        outbox = WaitingKeyValue(one.stores[0].key_value("state/outbox"))
+        assert await outbox.scopes() == []
+        assert len(events.payloads) == 2
+
+
 async def test_two_workers_with_one_function_get_each_event_once_between_them(autojump_clock: MockClock) -> None:
     async with house() as one, worker(one, id="a") as (peer, events), open_local(one.core, "second") as second:
         bind(one.core, second, "state", "events", DURABLE, id="b")
@@ -235,6 +315,25 @@ async def test_events_wait_for_a_queue_that_restarts_and_go_at_once_when_it_is_b
         before = trio.current_time()
         assert [told["new_value"] for told in await events.wait(5)] == [0, 1, 2, 3, 4]
         assert trio.current_time() - before < 0.1
+
+
+async def test_the_log_says_why_events_wait_also_after_the_queue_was_away(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "iii_trio.modules.outbox")
+    queues = {"order": QueueSettings(type="fifo", message_group_field="nothing", backoff_ms=10)}
+    async with house(queues=queues) as one, worker(one, {**DURABLE, "queue": "order"}) as (peer, _):
+        await one.stop("queue")
+        await put(peer, 1)
+        await trio.sleep(30)
+        await one.start_queue()
+        await trio.sleep(30)
+        said = [(record.levelname, record.getMessage().rpartition("again: ")[2]) for record in caplog.records]
+        assert [(level, text.partition(":")[0]) for level, text in said] == [
+            ("INFO", "function_not_found"),
+            ("WARNING", "enqueue_error"),
+        ]
+        assert "requires field 'nothing'" in said[1][1]
 
 
 async def test_what_does_not_fit_in_memory_is_read_back_in_order(

@@ -258,3 +258,28 @@ def test_two_classes_of_one_name_are_kept_apart() -> None:
     assert schema is not None
     assert len(schema["$defs"]) == 2
     assert len({part["$ref"] for part in schema["prefixItems"]}) == 2
+
+
+def test_an_enum_of_numbers_or_texts_is_an_enum() -> None:
+    class Level(enum.IntEnum):
+        LOW = 1
+
+    class Name(enum.StrEnum):
+        ANN = "ann"
+
+    assert structure([1], list[Level]) == [Level.LOW]
+    assert type(structure(1, Level)) is Level
+    assert type(structure("ann", Name)) is Name
+    with pytest.raises(Mismatch):
+        structure("bob", Name)
+    with pytest.raises(Mismatch):
+        structure(2, Level)
+
+
+@pytest.mark.parametrize("hint", [dict[str, object], dict[str, object | None], dict[str, object | int]])
+def test_object_in_an_annotation_means_anything(hint: Any) -> None:
+    payload = {"a": [1, {"b": None}], "c": "text", "d": 1.5, "e": None}
+    assert structure(payload, hint) == payload
+    assert structure([payload, 1], list[object]) == [payload, 1]
+    with pytest.raises(Mismatch):
+        structure([payload], hint)

@@ -2,6 +2,8 @@
 
 import json
 import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -269,6 +271,36 @@ async def test_export_reads_a_file_in_use(tmp_path: Path) -> None:
             {"message": "boom"},
             5,
         )
+
+
+async def test_export_tells_when_a_key_goes_and_leaves_out_what_has_gone(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    later_ms = time.time_ns() // 1_000_000 + 3_600_000
+    async with open_sqlite(path) as store:
+        kv = WaitingKeyValue(store.key_value("state"))
+        await kv.set("s", "gone", b"1", expires_at_ms=1)
+        await kv.set("s", "stays", b"2")
+        await kv.set("s", "goes", b"3", expires_at_ms=later_ms)
+    assert list(export_values(path, "state")) == [
+        {"scope": "s", "key": "stays", "value": 2},
+        {"scope": "s", "key": "goes", "value": 3, "expires_at_ms": later_ms},
+    ]
+    with closing(sqlite3.connect(path)) as connection:  # as a file of an older release is
+        connection.execute("DROP INDEX kv_expiry")
+        connection.execute("ALTER TABLE kv DROP COLUMN expires_at_ms")
+    assert [row["key"] for row in export_values(path, "state")] == ["gone", "stays", "goes"]
+
+
+async def test_a_restored_key_keeps_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    async with open_sqlite(path, inline=True) as store:
+        await WaitingKeyValue(store.key_value("state")).set("s", "k", b"1", expires_at_ms=4_000_000_000_000)
+        snapshot = store.snapshot()
+        write_backup(tmp_path / "b", {"state": snapshot}, folders={}, **MADE)
+        snapshot.close()
+    restore_backup(tmp_path / "b", {"state": path}, folders={}, aside="x")
+    async with open_sqlite(path, inline=True) as store:
+        assert await WaitingKeyValue(store.key_value("state")).next_expiry() == 4_000_000_000_000
 
 
 def test_export_of_what_is_no_store(tmp_path: Path) -> None:

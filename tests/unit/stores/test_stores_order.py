@@ -64,7 +64,7 @@ async def test_a_turned_bit_of_a_jobs_state_is_noticed(tmp_path: Path) -> None:
     connection.execute("UPDATE jobs SET delayed = 1 WHERE seq = 1")
     connection.execute("UPDATE jobs SET deliveries = 1 WHERE seq = 2")
     connection.close()
-    async with open_sqlite(path) as store:
+    async with open_sqlite(path, check_first=True) as store:
         assert store.statistics().set_aside == 2
         assert [job.seq for job in await WaitingJobLog(store.job_log()).load()] == [3]
 

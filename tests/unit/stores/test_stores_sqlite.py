@@ -146,10 +146,10 @@ async def test_a_file_of_a_newer_release_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     await fill(path)
     edit(path, "PRAGMA user_version = 99")
-    with pytest.raises(StoreError, match=r"written by a newer release \(format 99, this one knows 3\)"):
+    with pytest.raises(StoreError, match=r"written by a newer release \(format 99, this one knows 4\)"):
         async with open_sqlite(path):
             raise AssertionError
-    edit(path, "PRAGMA user_version = 3")
+    edit(path, "PRAGMA user_version = 4")
     async with open_sqlite(path) as store:
         assert len(await WaitingKeyValue(store.key_value("state")).items("s")) == 5
 
@@ -170,7 +170,7 @@ async def test_an_older_file_is_migrated_in_one_step(tmp_path: Path, monkeypatch
             assert len(await WaitingKeyValue(store.key_value("state")).items("s")) == 5
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT x FROM extra").fetchall() == [(7,)]
-    assert connection.execute("PRAGMA user_version").fetchone() == (4,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (5,)
     connection.close()
 
 
@@ -224,6 +224,10 @@ async def test_a_refused_fsync_is_tried_again(
 async def test_the_threads_end_with_the_block(tmp_path: Path) -> None:
     async with open_sqlite(tmp_path / "store.db") as store:
         await WaitingKeyValue(store.key_value("state")).set("s", "k", b"1")
+        await store.checked()
+        with trio.fail_after(5):
+            while len(store_threads()) > 2:
+                await trio.lowlevel.checkpoint()
         assert sorted(store_threads()) == ["store-reader store.db", "store-writer store.db"]
     with trio.fail_after(5):
         while store_threads():
@@ -337,7 +341,7 @@ async def test_a_damaged_row_is_set_aside_loudly_and_the_others_stay(
     await fill(path)
     edit(path, statement)
     with caplog.at_level(logging.ERROR):
-        async with open_sqlite(path) as store:
+        async with open_sqlite(path, check_first=True) as store:
             assert store.statistics().set_aside == 1
             kv, log = WaitingKeyValue(store.key_value("state")), WaitingJobLog(store.job_log())
             keys = [key for key, _ in await kv.items("s")]
@@ -357,7 +361,9 @@ async def test_a_damaged_row_is_set_aside_loudly_and_the_others_stay(
 
 
 @pytest.mark.parametrize("inline", [False, True])
-async def test_damage_while_in_use_is_told_and_never_handed_out(tmp_path: Path, inline: bool) -> None:
+async def test_damage_while_in_use_is_told_and_never_handed_out(
+    tmp_path: Path, inline: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "store.db"
     await fill(path)
     async with open_sqlite(path, inline=inline) as store:
@@ -366,23 +372,20 @@ async def test_damage_while_in_use_is_told_and_never_handed_out(tmp_path: Path, 
         edit(path, "UPDATE dead SET error = 'bang'")
         edit(path, "UPDATE destinations SET function_id = 'g'")
         kv, log = WaitingKeyValue(store.key_value("state")), WaitingJobLog(store.job_log())
-        for operation in (
-            kv.get("s", "key1"),
-            kv.set("s", "key1", b"1"),
-            kv.delete("s", "key1"),
-            kv.items("s"),
-            log.load(),
-            log.retry(1, 1, 1, 1, "e"),
-            log.dead_letter(1, 1, "e", 1),
-            log.dead_letters(["q"]),
-            log.redrive("q", 10, 1),
-            log.redrive_one("q", "dead", 1),
-            log.destinations(),
-        ):
-            with pytest.raises(RowDamaged, match="does not match its checksum"):
-                await operation
+        with pytest.raises(RowDamaged, match=r"value of key 'key1' in scope 's' does not match its checksum"):
+            await kv.get("s", "key1")
+        assert await kv.get("s", "key1") is None
+        assert [found.id for found in await log.load()] == ["other"]
+        assert await log.dead_letters(["q"]) == []
+        assert await log.destinations() == []
+        assert store.statistics().set_aside == 4
         assert await kv.get("s", "key2") == b"value2"
         assert await log.ack(3)
+    said = [record.message for record in caplog.records if "set aside in quarantine" in record.message]
+    assert len(said) == 4
+    assert "job 'live' of queue 'q'" in said[1]
+    async with open_sqlite(path, check=False) as store:
+        assert store.statistics().set_aside == 4
 
 
 async def test_the_look_at_every_row_can_be_left_out(tmp_path: Path) -> None:
@@ -390,6 +393,8 @@ async def test_the_look_at_every_row_can_be_left_out(tmp_path: Path) -> None:
     await fill(path)
     edit(path, "UPDATE kv SET value = x'00' WHERE key = 'key1'")
     async with open_sqlite(path, check=False) as store:
+        assert not store.statistics().checking
+        assert store.statistics().set_aside == 0
         with pytest.raises(RowDamaged):
             await WaitingKeyValue(store.key_value("state")).get("s", "key1")
 

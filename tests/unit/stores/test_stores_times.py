@@ -48,9 +48,9 @@ async def test_expire_removes_what_is_due_the_earliest_first(kv: WaitingKeyValue
     await kv.set("s", "b", b"b", expires_at_ms=20)
     await WaitingKeyValue(store.key_value("other")).set("s", "x", b"x", expires_at_ms=1)
     assert await kv.next_expiry() == 10
-    assert await kv.expire(30, 2) == Expired((("s", "a", b"a"), ("s", "b", b"b")), 1000)
-    assert await kv.expire(30, 10, place=("s", "d")) == Expired((), 1000)
-    assert await kv.expire(30, 10, place=("s", "c")) == Expired((("s", "c", b"c"),), 1000)
+    assert await kv.expire(30, 2) == Expired((("s", "a", b"a"), ("s", "b", b"b")), 30)
+    assert await kv.expire(30, 10, place=("s", "d")) == Expired((), None)
+    assert await kv.expire(30, 10, place=("s", "c")) == Expired((("s", "c", b"c"),), None)
     assert await kv.expire(999, 10) == Expired((), 1000)
     assert await kv.expire(2000, 10) == Expired((("s", "d", b"d"),), None)
     assert await kv.scopes() == []
@@ -167,7 +167,7 @@ async def test_times_are_on_disk_and_under_the_checksum(tmp_path: Path) -> None:
     connection.execute("UPDATE kv SET expires_at_ms = 300 WHERE key = 'turned'")
     connection.commit()
     connection.close()
-    async with open_sqlite(path, fsync=Fsync.NEVER) as store:
+    async with open_sqlite(path, fsync=Fsync.NEVER, check_first=True) as store:
         assert store.statistics().set_aside == 1
         kv = WaitingKeyValue(store.key_value("state"))
         assert await kv.scan("s", list, now_ms=99) == [("timed", b"1"), ("plain", b"3")]

@@ -162,11 +162,14 @@ async def begin(send: Send, status: int, headers: list[tuple[bytes, bytes]], bod
 
 
 async def finish(scope: Scope, send: Send, incoming: Incoming) -> None:
-    """End a response of which everything has been sent, after what the client still sends has been read off."""
-    if not incoming.complete:
-        await incoming.discard()
-        connection = connection_of(scope)
-        if connection is not None and not incoming.complete:
-            connection.abort()  # it could not be used again, and ending it in order would wait for its reader
-            return
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    """End a response of which everything has been sent, after what the client still sends has been read off.
+
+    Of a client that has still not sent all of it no more is wanted: what is below ends the connection after the end of
+    the response, or resets the stream.
+    """
+    if incoming.complete:
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return
+    await incoming.discard()
+    with trio.move_on_after(DISCARD_S):  # it may not read either
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -281,6 +281,8 @@ class Exchange:
             decision.feed(Event.DEADLINE)
         elif body:
             try:
+                if (coding := request.headers.get("content-encoding", "").lower()) not in ("", "identity"):
+                    raise BadRequest(f"the body is compressed ({coding}), which is not undone here: send it as it is")
                 if request.has_json:
                     check_json(body)
                     parsed = body

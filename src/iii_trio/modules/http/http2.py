@@ -13,6 +13,7 @@ connection is gone, is told so by `http.disconnect` and ends by itself, as over 
 
 import logging
 import math
+import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -33,10 +34,10 @@ from h2.events import (
     StreamReset,
     WindowUpdated,
 )
-from h2.exceptions import ProtocolError, StreamClosedError
+from h2.exceptions import InvalidBodyLengthError, ProtocolError, StreamClosedError
 from h2.settings import SettingCodes, Settings
 from hypercorn.protocol.events import Request
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame
 
 from ...protocol.limits import HANDSHAKE_HEAD, HTTP2_OUTBOX, HTTP2_STREAMS, HTTP2_WINDOW, HTTP2_WINDOWS, STALL_S
 from .front import Address, Fields, Front, as_state
@@ -55,15 +56,35 @@ LINGER_S: Final = 2.0
 """How long a client that was refused is read from, so that a reset does not overtake the reason."""
 TABLE_BYTES: Final = 4096
 """How much of what was sent before we remember to send it shorter, whatever more the client would let us."""
+_CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+"""What no value of a field may hold, nor a method or target; `h2` looks for some of it."""
 _OF_THE_CONNECTION: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
 
 
+class _WrongLength(Event):
+    """A request's body is longer or shorter than its head has said; `counted` bytes of it came last."""
+
+    def __init__(self, stream_id: int, counted: int) -> None:
+        self.stream_id = stream_id
+        self.counted = counted
+
+
 class _H2(H2Connection):
-    """`h2` with a shorter memory for streams that are over."""
+    """`h2` with a shorter memory for streams that are over, and with patience for a body of another length than declared.
+
+    That is an error of its stream (RFC 9113 §8.1.1); `h2` would end the connection, with all other requests on it.
+    Clients send such bodies: curl gives its upload up when it hears of an error.
+    """
 
     MAX_CLOSED_STREAMS = 4 * HTTP2_STREAMS
+
+    def _receive_data_frame(self, frame: DataFrame) -> tuple[list[Frame], list[Event]]:
+        try:
+            return super()._receive_data_frame(frame)
+        except InvalidBodyLengthError:
+            return [], [_WrongLength(frame.stream_id, frame.flow_controlled_length)]
 
 
 @define(eq=False)
@@ -210,11 +231,20 @@ class Stream:
 
     def abort(self, *, reset: bool = False) -> None:
         """End this request alone. A response that is there in full ends in order, any other is seen to break off."""
+        self._end_if_whole()
+        self.close()
+
+    def give_up(self) -> None:
+        """The request is none, as its body shows; a response that is there in full is sent all the same."""
+        if not self.gone:
+            self._end_if_whole()
+            self._reset(ErrorCodes.NO_ERROR if self.ended else ErrorCodes.PROTOCOL_ERROR)
+
+    def _end_if_whole(self) -> None:
         if not self.gone and not self.ended and self._answered and self._left == 0:
             if self.connection.room(self.id) > 0:
                 self.connection.put(self.id, self._held, end=True)
                 self.ended = True
-        self.close()
 
     def close(self) -> None:
         """The application is done with the request: a response that is not complete is broken off."""
@@ -310,12 +340,13 @@ class Http2:
             if self._over:
                 continue  # a client that was refused goes on sending: what it says is not of interest
             try:
-                for step in self._frames.follow(bytes(data), trio.current_time()):
+                for number, step in enumerate(self._frames.follow(bytes(data), trio.current_time())):
+                    if number:  # receiving was a checkpoint itself
+                        await trio.lowlevel.checkpoint()
                     self._take(self._h2.receive_data(step), requests)
                     self._emit()
                     while len(self._out) >= HTTP2_OUTBOX and not self._over:
                         await self._drained.park()
-                    await trio.lowlevel.checkpoint()
             except (ProtocolError, Refused) as error:
                 log.info("an HTTP/2 client is refused: %s", error)
                 if isinstance(error, Refused):
@@ -337,6 +368,13 @@ class Http2:
                     stream.got(event.data, event.flow_controlled_length)
                 else:
                     self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, _WrongLength):
+                self._h2.acknowledge_received_data(event.counted, event.stream_id)
+                if (stream := self._streams.get(event.stream_id)) is not None:
+                    stream.give_up()
+                    self._frames.spend(RESET_COST)
+                else:
+                    self.reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             elif isinstance(event, StreamEnded):
                 if (stream := self._streams.get(event.stream_id)) is not None:
                     stream.complete = True
@@ -361,6 +399,9 @@ class Http2:
         if self._leaving or len(self._streams) >= HTTP2_STREAMS:
             # also when those that were reset have not ended yet: asking and resetting makes no more work than asking
             self.reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
+            return
+        if _CONTROLS.search(b"".join(bytes(value) for _, value in event.headers)):
+            self.reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
         complete = event.stream_ended is not None
         pseudo: dict[bytes, bytes] = {}
@@ -533,4 +574,6 @@ class Http2:
 
 def _ascii(target: bytes) -> bytes:
     """A target with what no target may hold written as percent signs and digits, as clients should have."""
-    return target if target.isascii() else b"".join(b"%c" % byte if byte < 128 else b"%%%02X" % byte for byte in target)
+    if target.isascii() and b" " not in target:
+        return target
+    return b"".join(b"%c" % byte if 32 < byte < 128 else b"%%%02X" % byte for byte in target)

@@ -225,6 +225,9 @@ class Attempt:
             self._not_written(result.error)
             return
         assert self._verdict is not None
+        if isinstance(self._verdict, Bury) and not result.value:
+            log.error("queue %s: message %d is not in the log any more", self.queue.key.name, self.item.seq)
+            self._verdict = Acknowledge()
         if isinstance(self._verdict, Bury):
             log.warning(
                 "queue %s: message %s for %s is a dead letter after %d failed attempts: %s",

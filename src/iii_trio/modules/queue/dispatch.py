@@ -25,7 +25,7 @@ from attrs import define, evolve, field, frozen
 from ...engine import Engine, LocalPeer
 from ...protocol.errors import StoreError
 from ...stores.interfaces import Heading, Job, JobLog, QueueCensus
-from ...stores.results import Done, Failed, OnDone, Result, StoreFull
+from ...stores.results import Done, Failed, OnDone, Result, RowDamaged, StoreFull
 from ...stores.waiting import WaitingJobLog
 from ...transport import after_batch
 from .delivery import Attempt, Share
@@ -264,7 +264,7 @@ class ActiveQueue:
     def _dispatch(self) -> None:
         if self._line is None:
             self._stirred = False
-        elif self._begin() < self._due or not (self.shares or self.machine.in_flight):
+        elif self._begin() < self._due or not self._busy:
             self._wake.set()
 
     def _begin(self) -> float:
@@ -332,7 +332,7 @@ class ActiveQueue:
         self._line = line
         try:
             async with trio.open_nursery() as nursery, line:
-                while self.shares or self.machine.in_flight:
+                while self._busy:
                     self._wake = trio.Event()
                     self._due = self._begin()
                     while self._consumers < min(self._in_line, self._most_consumers):
@@ -344,6 +344,11 @@ class ActiveQueue:
         finally:
             if self._line is line:  # a queue that got a share again meanwhile has begun anew
                 self._line = None
+
+    @property
+    def _busy(self) -> bool:
+        """Whether there is or may be something to do; a read that waits for room must be made, or none ever is again."""
+        return bool(self.shares or self.machine.in_flight or self._in_line)
 
     @property
     def _most_consumers(self) -> int:
@@ -360,14 +365,21 @@ class ActiveQueue:
                     await self.log.room()
                     self._reader.read(waiting)
                 self._in_line -= 1
+                if not self._busy:
+                    self._wake.set()
                 if self._consumers > self._most_consumers:
                     return
         finally:
             self._consumers -= 1
+            self._wake.set()  # what is in line may have been left to this one
 
     async def _read_and_deliver(self, item: Item) -> None:
         try:
             job = await self._read(item)
+        except RowDamaged as error:  # and could not be set aside: the log says so, and nobody gets it
+            log.error("queue %s: message %d is given up: %s", self.key.name, item.seq, error)
+            self.settled(item, self.machine.lost(item))
+            return
         except StoreError as error:
             log.error("queue %s: a message could not be read back: %s", self.key.name, error)
             self.finished(item, Refused())

@@ -40,16 +40,8 @@ from typing import Final, TypeAlias
 
 from attrs import define, field, frozen
 
-from .lanes import (
-    SEQ,
-    Item,
-    Lane,
-    Read,
-    State,
-    Target,
-    route_of,
-    state_of,
-)
+from ...protocol.limits import FRAMES_PER_WAKEUP
+from .lanes import SEQ, Item, Read, State, Target
 from .verdicts import (
     Acknowledge,
     Bury,
@@ -64,6 +56,9 @@ from .verdicts import (
     Succeeded,
 )
 from .window import Window
+
+BEGUN_AT_ONCE: Final = FRAMES_PER_WAKEUP
+"""Deliveries begun in one step: with a thousand slots free, as after a pause, others get their turn in between."""
 
 PUT_BACK_S: Final = 0.25
 """How long a message rests whose worker was too busy to take it."""
@@ -99,15 +94,9 @@ class QueueMachine(Window):
 
     def statistics(self) -> QueueCounts:
         """A frozen picture of the queue."""
-        held = {
-            self._key(target, route_of(self._items[place & SEQ]).group)
-            for target in self._held
-            for place in self._heads.get(target, ())
-            if place & SEQ in self._items
-        }
         return QueueCounts(
             waiting=self.waiting,
-            held=sum(self._is_held(self._lanes[key]) for key in held if key in self._lanes),
+            held=self._held_messages(),
             delayed=self.delayed,
             in_flight=self.in_flight,
             dead=self.dead,
@@ -116,14 +105,23 @@ class QueueMachine(Window):
             failures=self.failures,
         )
 
-    def _is_held(self, lane: Lane) -> int:
-        """How many waiting messages of a lane its missing function keeps back."""
-        if not lane.run:
+    def _held_messages(self) -> int:
+        """How many waiting messages their lanes' missing functions keep back; of a fifo queue every lane is looked at."""
+        missing = {target for target in self._held if not self.available(target)}
+        if not missing:
             return 0
-        head = self._items[lane.run[0] & SEQ]
-        if state_of(head) is not State.WAITING or self.available(route_of(head).target):
-            return 0
-        return lane.size - lane.delayed
+        lanes, items, fifo, held = self._lanes, self._items, self.policy.fifo, 0
+        for lane in lanes.values() if fifo else [lanes[target] for target in missing if target in lanes]:
+            run = lane.run  # this is written out because the lanes may be a hundred thousand, and everybody waits
+            if run and not (fifo and lane.running):
+                head = items[run[0] & SEQ]
+                if isinstance(head, Item):
+                    if head.state is not State.WAITING:
+                        continue
+                    head = head.route
+                if head.target in missing:
+                    held += len(run) + lane.tail - lane.delayed
+        return held
 
     def buried(self, count: int) -> None:
         """So many dead letters of the queue stood in the log already."""
@@ -155,20 +153,21 @@ class QueueMachine(Window):
     # -- deliveries ---------------------------------------------------------------------------------------------------
 
     def poll(self, now: float) -> list[Effect]:
-        """Begin every delivery that may begin now, the oldest first, and ask for what will be needed.
+        """Begin the deliveries that may begin now, the oldest first, and ask for what will be needed.
 
-        The last effect says when to ask again, if ever.
+        The last effect says when to ask again, if ever: at once, if these are the `BEGUN_AT_ONCE` and not all.
         """
         self._wake(now)
         effects: list[Effect] = []
         counting = self._surveying and not self.policy.fifo
         free = 0 if self.paused or counting else self.policy.concurrency - self.in_flight
-        while free > 0 and (item := self._take()) is not None:
+        most = min(free, BEGUN_AT_ONCE)
+        while len(effects) < most and (item := self._take()) is not None:
             item.deliveries += 1
             effects.append(Deliver(item))
-            free -= 1
+        more = len(effects) == BEGUN_AT_ONCE < free and bool(self._ready)
         effects.extend(self._reads(now))
-        when = self._wakes(now)
+        when = now if more else self._wakes(now)
         if when < inf:
             effects.append(SetTimer(when))
         return effects

@@ -8,7 +8,7 @@ waits for it or not.
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -16,14 +16,14 @@ import trio
 from attrs import define, field, frozen
 
 from ...config import Live, QueueModuleSettings, QueueSettings
-from ...engine import DEFAULT_NAMESPACE, Engine, LocalPeer
+from ...engine import DEFAULT_NAMESPACE, Engine, LocalPeer, Timer
 from ...protocol import errors
 from ...protocol.errors import WireError
 from ...protocol.limits import QUEUE_MESSAGES
 from ...stores import Done, Failed, Job, JobLog, NewJob, Once, OnDone, Result, WaitingJobLog
 from .definitions import Definitions, Keeper
 from .delivery import Share
-from .dispatch import ADOPTING, DRAINING, LOADING, PAUSED, ActiveQueue, QueueStatistics
+from .dispatch import ADOPTING, DRAINING, LOADING, PAUSED, WRITE_AGAIN_S, ActiveQueue, QueueStatistics
 from .lanes import Target
 from .messages import DEDUPLICATION_WINDOW_MS, Message, reading
 from .names import Kind, QueueKey
@@ -41,6 +41,9 @@ PAUSED_NOTE: Final = "paused"
 
 QUEUE_FULL: Final = "queue_full"
 
+DEAD_LETTERS: Final = "dead"
+"""The part of the log that holds them (`JobLog.listen`)."""
+
 _CONFIGURED: Final = "configuration"
 """The id of a named queue's share."""
 
@@ -52,6 +55,15 @@ class QueuesStatistics:
     queues: tuple[QueueStatistics, ...]
     unclaimed: int
     shelf_bytes: int
+
+
+def _known(text: str) -> QueueKey | None:
+    """The queue that a row of the log names; None, with a line in the log, if the name itself is damaged."""
+    try:
+        return QueueKey.parse(text)
+    except ValueError as error:
+        log.error("what belongs to a queue whose name is damaged stays where it lies: %s", error)
+        return None
 
 
 def share_of(config: QueueSettings) -> Share:
@@ -92,7 +104,10 @@ class Queues:
     _unclaimed: Counter[str] = field(factory=Counter, init=False)
     _adopting: set[str] = field(factory=set, init=False)
     _adopt_again: set[str] = field(factory=set, init=False)  # published since, for who subscribed since
+    _closed: bool = field(default=False, init=False)
+    _refused: set[Timer] = field(factory=set, init=False)  # by which what the log has refused is tried again
     _paused: set[str] = field(factory=set, init=False)
+    _unlisten: Callable[[], None] = field(default=lambda: None, init=False)  # to what the log sets aside
     _loading: bool = field(default=True, init=False)
     _time: LogTime = field(init=False)
 
@@ -106,6 +121,7 @@ class Queues:
     async def load(self) -> None:
         """Learn what the log holds: how many messages, not which; each queue asks for its own when it needs them."""
         journal = WaitingJobLog(self.log)
+        self._unlisten = self.log.listen(self._set_aside)
         census = await journal.census()
         self._time = LogTime(self.core.clock, census.newest_seq, census.delayed_since_ms)
         for note in await journal.notes():
@@ -116,10 +132,13 @@ class Queues:
         for known in await journal.destinations():
             self._destination(known.topic, (known.namespace, known.function_id)).remembered = True
         for text, count in (await journal.dead_counts()).items():
-            self._queue(QueueKey.parse(text)).machine.buried(count)
+            if (dead := _known(text)) is not None:
+                self._queue(dead).machine.buried(count)
         self.apply()
         for counted in census.queues:
-            key = QueueKey.parse(counted.queue)
+            key = _known(counted.queue)
+            if key is None:
+                continue
             if key.kind is Kind.UNCLAIMED:
                 self._claimed(key.name, -counted.live)
             else:
@@ -189,6 +208,10 @@ class Queues:
     def close(self) -> None:
         """Take back what is set in motion for later."""
         self.retention.close()
+        self._unlisten()
+        self._closed = True
+        for timer in self._refused:
+            timer.cancel()
 
     # -- messages in --------------------------------------------------------------------------------------------------
 
@@ -330,7 +353,7 @@ class Queues:
         """
         queue = self._destination(topic, target)
         if not queue.remembered:
-            self.log.remember(topic, *target, self._noted)
+            self.log.remember(topic, *target, partial(self._destination_noted, queue.key))
         if self._unclaimed[topic] and topic in self._adopting:
             self._adopt_again.add(topic)
         elif self._unclaimed[topic]:
@@ -352,7 +375,7 @@ class Queues:
     def _leave(self, queue: ActiveQueue, share_id: str, *, forget: bool) -> None:
         queue.withdraw(share_id)
         if forget and not queue.shares:
-            self.forget(queue, self._noted)
+            self.forget(queue, partial(self._destination_noted, queue.key))
 
     def forget(self, queue: ActiveQueue, on_done: OnDone[bool]) -> None:
         """Let a destination get no copies any more; what it holds stays, and if that is nothing, so does it not."""
@@ -378,6 +401,28 @@ class Queues:
         if isinstance(result, Failed):
             log.error("what became of a queue could not be written down, a restart will not know: %s", result.error)
 
+    def _destination_noted(self, key: QueueKey, result: Result[bool]) -> None:
+        """What was not written down is tried again: a restart must know who gets copies."""
+        if isinstance(result, Failed):
+            log.error("the subscriber %s could not be written down, trying again: %s", key.text, result.error)
+            self._soon(partial(self._note_destination, key))
+
+    def _note_destination(self, key: QueueKey) -> None:
+        queue = self._queues.get(key)
+        note = self.log.remember if queue is not None and queue.remembered else self.log.forget
+        note(key.name, key.namespace, key.function_id or "", partial(self._destination_noted, key))
+
+    def _soon(self, step: Callable[[], None]) -> None:
+        """Do after a moment what the log has refused, unless the module has ended."""
+
+        def again() -> None:
+            self._refused.discard(timer)
+            step()
+
+        if not self._closed:
+            timer = self.core.deadlines.after(WRITE_AGAIN_S, again)
+            self._refused.add(timer)
+
     def _adopt(self, queue: ActiveQueue) -> None:
         """Hand what was published before anybody subscribed to `queue`, which begins nothing younger meanwhile."""
         key = queue.key
@@ -402,15 +447,36 @@ class Queues:
                     self._adopt(heir)
                     return
         else:
-            log.error("messages from before the first subscription wait for the next one: %s", result.error)
+            log.error("messages from before the first subscription are handed over later: %s", result.error)
+            self._soon(partial(self._adopt_what_is_left, key.name))
         self._adopting.discard(key.name)
         self._adopt_again.discard(key.name)
         queue.release(ADOPTING)
         self.tidy(queue)
 
+    def _adopt_what_is_left(self, topic: str) -> None:
+        heir = self._heir(topic)
+        if heir is not None and self._unclaimed[topic] and topic not in self._adopting:
+            self._adopting.add(topic)
+            self._adopt(heir)
+
     def _heir(self, topic: str) -> ActiveQueue | None:
         """A destination of a topic whose first one went while it was given what had been published before."""
         return next((queue for queue in self._topics.get(topic, {}).values() if queue.remembered), None)
+
+    # -- damage -------------------------------------------------------------------------------------------------------
+
+    def _set_aside(self, table: str, text: str) -> None:
+        """The log has set a damaged row aside. (That a live message is gone is seen by its queue, when it asks for it.)"""
+        key = _known(text)
+        if key is None:
+            return
+        if table == DEAD_LETTERS:
+            queue = self._queues.get(key)
+            if queue is not None and queue.machine.dead:
+                queue.machine.exhumed(1)
+        elif key.kind is Kind.UNCLAIMED and self._unclaimed[key.name]:
+            self._claimed(key.name, 1)
 
     # -- dead letters -------------------------------------------------------------------------------------------------
 

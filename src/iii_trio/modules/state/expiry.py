@@ -6,7 +6,6 @@ the timer, or ahead of a write to the very key.
 
 import logging
 from collections.abc import Callable
-from functools import partial
 
 from attrs import define, field
 
@@ -19,8 +18,8 @@ from .triggers import Telling
 
 log = logging.getLogger(__name__)
 
-LONGEST_SLEEP_S = 3600.0
-"""The wall clock may be set meanwhile."""
+LONGEST_SLEEP_S = 60.0
+"""The wall clock may be set meanwhile, and the machine may sleep: then keys go this much late, though nobody reads them."""
 AGAIN_S = 1.0
 """Pause after a sweep that the store could not do."""
 
@@ -85,9 +84,9 @@ class Expiry:
             return
         self._sweeping, self._noted_ms = True, None
         try:
-            self._submit(now_ms, EXPIRED_KEYS, partial(self._swept, now_ms), None)
+            self._submit(now_ms, EXPIRED_KEYS, self._swept, None)
         except StoreError as error:
-            self._swept(now_ms, Failed(error))
+            self._swept(Failed(error))
 
     def _submit(
         self, now_ms: int, limit: int, then: Callable[[Result[Expired]], None], place: tuple[str, str] | None
@@ -106,14 +105,12 @@ class Expiry:
         beside = None if recorded is None else recorded.beside
         self.store.expire(now_ms, limit, done, place=place, beside=beside)
 
-    def _swept(self, now_ms: int, result: Result[Expired]) -> None:
+    def _swept(self, result: Result[Expired]) -> None:
         self._sweeping = False
         if isinstance(result, Failed):
             log.error("keys whose time is up could not be removed, trying again: %s", result.error)
             self._wait(AGAIN_S)
             return
-        found = result.value
-        due_ms = now_ms if len(found.removed) == EXPIRED_KEYS else found.next_ms
-        times = [time for time in (due_ms, self._noted_ms) if time is not None]
+        times = [time for time in (result.value.next_ms, self._noted_ms) if time is not None]
         self._due_ms = min(times, default=None)
         self._wait()
