@@ -5,10 +5,12 @@ annotation. Parameters named `metadata`, `invocation` and `client`, second or la
 names say. A handler without parameters gets nothing. A plain function runs in a thread, an `async def` in a task.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, Final, Literal, get_type_hints
+from typing import Any, Final, Literal, get_origin, get_type_hints
 
+import attrs
 from attrs import define, field, frozen
 from cattrs import Converter
 
@@ -119,6 +121,16 @@ class Function:
             self.request_format = schema_of(request_hint)
         if self.response_format is None:
             self.response_format = schema_of(hints.get("return", Any))
+
+    @property
+    def sees_response(self) -> bool:
+        """Whether the handler gets a payload's member `response`: not if it takes none, or a class without such a field."""
+        if self.signature.payload is None:
+            return False
+        cls = get_origin(self._hint) or self._hint
+        fielded = isinstance(cls, type) and (attrs.has(cls) or dataclasses.is_dataclass(cls))
+        # a converter of the worker's own may put anything anywhere
+        return not fielded or self.converter is not CONVERTER or "response" in get_type_hints(cls)
 
     def frame(self) -> RegisterFunction:
         """The registration as it goes over the wire."""

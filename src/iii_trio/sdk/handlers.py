@@ -252,7 +252,7 @@ class Handlers:
                     limiter=self._limits.threads,
                     thread_name=f"handler {function.id}",
                 )
-            if result is None and _is_unanswered(positional):
+            if result is None and _is_unanswered(function, payload, positional):
                 result = EMPTY_RESPONSE
             try:
                 return encode(result, self._converter)
@@ -308,9 +308,12 @@ def outcome(invocation: Invocation, result: Json | None, failure: WireError | No
     )
 
 
-def _is_unanswered(positional: list[Any]) -> bool:
-    """Whether a handler was given a request, and has left the response's channel alone."""
-    return bool(positional) and isinstance(positional[0], HttpRequest) and not positional[0].responding
+def _is_unanswered(function: Function, payload: Any, positional: list[Any]) -> bool:
+    """Whether a handler was called by an HTTP request, and neither has nor had the response's channel in use."""
+    if positional and isinstance(positional[0], HttpRequest):
+        return not positional[0].responding
+    trigger = payload.get("trigger") if isinstance(payload, dict) and "response" in payload else None
+    return isinstance(trigger, dict) and trigger.get("type") == "http" and not function.sees_response
 
 
 def _ended_by(running: _Running) -> WireError:

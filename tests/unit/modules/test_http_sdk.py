@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from attrs import frozen
 from test_http_exchange import JSON, House, open_house
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -202,3 +203,38 @@ async def test_the_example_streams_up_and_down(autojump_clock: MockClock) -> Non
         reply = await house.ask("/ticks")
         assert reply.body.count(b"data: ") == 10
         assert trio.current_time() - began == pytest.approx(10, abs=0.1)
+
+
+async def test_a_handler_that_was_never_given_the_response_need_not_be_waited_for(autojump_clock: MockClock) -> None:
+    worker = Worker("w")
+
+    @frozen
+    class Fields:
+        method: str
+
+    @frozen
+    class WithResponse:
+        response: dict[str, str]
+
+    @worker.http("GET", "fields")
+    @worker.function("fields")
+    async def fields(request: Fields) -> None:
+        assert request.method == "GET"
+
+    @worker.http("GET", "nothing")
+    @worker.function("nothing")
+    async def nothing() -> None: ...
+
+    @worker.http("GET", "raw")
+    @worker.function("raw")
+    async def raw(request: dict[str, Any]) -> None: ...
+
+    @worker.http("GET", "ref")
+    @worker.function("ref")
+    async def ref(request: WithResponse) -> None: ...
+
+    async with serving(worker) as house:
+        for path, waits in (("/fields", False), ("/nothing", False), ("/raw", True), ("/ref", True)):
+            began = trio.current_time()
+            assert (await house.ask(path)).status == 204
+            assert (trio.current_time() - began >= 5) is waits, path
