@@ -187,7 +187,7 @@ async def test_a_stream_that_is_complete_ends_before_the_rest_of_an_upload_is_gi
 
     async def app(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         await asgi.begin(send, 200, [], b"a stream", more=True)
-        await asgi.finish(scope, send, asgi.Incoming(receive, None, asgi.connection_of(scope)))
+        await asgi.finish(send, asgi.Incoming(receive, None, asgi.connection_of(scope)))
 
     async with serving(app) as server, server.dial() as stream:
         await stream.send_all(POST + b"content-length: 1000000\r\n\r\n" + bytes(20_000))

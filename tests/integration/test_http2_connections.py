@@ -420,7 +420,7 @@ async def test_a_whole_response_ends_before_the_rest_of_an_upload_is_given_up(
             await asgi.write(scope, send, incoming, Response(status, body=b"early"))
         else:
             await asgi.begin(send, status, [], b"a stream", more=True)
-            await asgi.finish(scope, send, incoming)
+            await asgi.finish(send, incoming)
 
     async with serving(app) as server, server.dial() as client:
         upload = await client.ask("/", method, end=False)

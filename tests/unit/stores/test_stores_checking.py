@@ -276,6 +276,7 @@ async def test_those_who_listen_hear_of_each_job_that_is_set_aside(tmp_path: Pat
         )
         await log.load()
         assert heard == [("jobs", "q")]
+        assert history(path)[1:] == (False, True)  # so says a file whose engine is killed now
         await log.dead_letters(["q"])
         assert heard == [("jobs", "q"), ("dead", "q")]
         edit(path, "UPDATE destinations SET function_id = 'h' WHERE function_id = 'g'")

@@ -146,7 +146,7 @@ async def write(scope: Scope, send: Send, incoming: Incoming, response: Response
     body = b"" if scope["method"] == "HEAD" else response.body
     await begin(send, response.status, headers, body, more=not incoming.complete)
     if not incoming.complete:
-        await finish(scope, send, incoming)
+        await finish(send, incoming)
 
 
 def connection_of(scope: Scope) -> Below | None:
@@ -161,7 +161,7 @@ async def begin(send: Send, status: int, headers: list[tuple[bytes, bytes]], bod
     await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-async def finish(scope: Scope, send: Send, incoming: Incoming) -> None:
+async def finish(send: Send, incoming: Incoming) -> None:
     """End a response of which everything has been sent, after what the client still sends has been read off.
 
     Of a client that has still not sent all of it no more is wanted: what is below ends the connection after the end of

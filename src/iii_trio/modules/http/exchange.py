@@ -494,7 +494,7 @@ class Exchange:
             self._streaming -= 1
         if cut is None:
             pending.reason = None
-            await finish(scope, send, pending.incoming)
+            await finish(send, pending.incoming)
             return
         pending.reason = cancellation.CALLER_DISCONNECTED
         if cut is not CLIENT_GONE and not pending.incoming.gone:
