@@ -23,6 +23,7 @@ stream is closed regardless.
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -88,16 +89,15 @@ class _Turn:
     """The dispatch under way in one Trio run, what is to follow it, and the connections it has pushed to."""
 
     active: bool = False
-    following: list[Callable[[], None]] = field(factory=list)
+    following: deque[Callable[[], None]] = field(factory=deque)
     pushed_to: "list[Connection]" = field(factory=list)
 
     def follow(self) -> None:
         """Do what was put off to the end of the batch; what the batch itself has pushed is written before."""
         while self.following:
             self.write()
-            steps, self.following = self.following, []
-            for step in steps:
-                step()
+            for _ in range(len(self.following)):
+                self.following.popleft()()  # one at a time: should one fail, the others are still to come
 
     def write(self) -> None:
         """Write to each connection that was pushed to."""

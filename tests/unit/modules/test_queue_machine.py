@@ -753,7 +753,7 @@ class Model(RuleBasedStateMachine):
             if isinstance(effect, Deliver):
                 self._begun(effect.item)
             elif not isinstance(effect, SetTimer):
-                self.queue.unread(effect, self.now - READ_AGAIN_S)
+                self.queue.unread(effect, self.now - 2 * READ_AGAIN_S)  # it may be tried again at once
 
     @invariant()
     def counts_are_right(self) -> None:
