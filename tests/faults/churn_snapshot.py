@@ -48,9 +48,11 @@ COUNTERS: Final[Mapping[type, frozenset[str]]] = {
     StateStatistics: frozenset({"failed", "too_large", "expired"}),
     OutboxStatistics: frozenset({"enqueued", "refused"}),
     KeyValueStatistics: frozenset({"reads", "writes"}),
-    StoreStatistics: frozenset({"peak_pending", "answered", "refused", "groups", "largest_group", "failed_groups"}),
+    StoreStatistics: frozenset(
+        {"peak_pending", "answered", "refused", "groups", "largest_group", "failed_groups", "checking"}
+    ),
 }
-"""Statistics that count since the start. All others say what is there now."""
+"""Statistics that count since the start, or say how far a store's look over its rows is. All others say what is there now."""
 PRESENT: Final = frozenset(
     {"_active", "live", "tasks", "running", "_running", "_waiting", "enqueues", "_handshakes", "_nested", "_writing"}
 )

@@ -179,6 +179,7 @@ async def test_an_outbox_that_is_full_ends_it_at_once(autojump_clock: MockClock)
         await here.stall(worker)
         began = trio.current_time()
         call = caller.call("shop::f")
+        await caller.settled()  # the engine has read the call, whichever socket it would read first
         for _ in range(OUTBOX_HARD // LARGE + 1):
             worker.call("street::large")
         await here.port.gone(worker)
