@@ -18,7 +18,7 @@ from iii_trio.host.children import Children, resolve_scripts
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfd_open, which Linux has")
 
 DEADLINE_S = 15
-IDLE_S = 30
+IDLE_S = 15
 
 DEAF = """
 import os, signal, time
@@ -116,7 +116,7 @@ def write(path: Path, source: str) -> Path:
 
 
 async def test_an_idle_child_lives_on(tmp_path: Path, pids: Pids) -> None:
-    """Longer than the threads live that fork: this test takes 30 s."""
+    """Longer than the 10 s that the threads live which fork."""
     script = write(tmp_path / "idle.py", "import os, time\nprint(f'pid {os.getpid()}')\ntime.sleep(300)\n")
     async with running(pids, script) as service:
         await pids.hold(1)
