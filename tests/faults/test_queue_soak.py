@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from queue_soak import DEAD_KEPT, soak
+from queue_soak import RETAINED, soak
 
 
 @pytest.mark.long
@@ -12,7 +12,7 @@ async def test_a_minute_of_load_leaves_memory_files_and_tasks_as_they_were(tmp_p
     text = "\n".join(report.lines())
     assert (report.lost, report.left) == (0, 0), text
     assert report.failed > report.sent / 10, text
-    assert report.dead <= 6 * DEAD_KEPT, text
+    assert report.dead <= RETAINED, text
     before, after = report.quarter(1), report.quarter(3)
     assert after.rss <= before.rss * 1.05 + 2**20, text
     assert after.stored <= before.stored * 1.25 + 2**20, text
