@@ -1,6 +1,6 @@
 """Queue load: P enqueues in flight on one socket, one worker on another, raw frames, no SDK in the way.
 
-usage: queue_load.py PORT P SECONDS [QUEUE]        prints one JSON line: {"producers","per_s","p50_us","p99_us","errors"}
+usage: queue_load.py PORT P SECONDS [QUEUE]        prints one JSON line: {"producers","per_s","receipts_per_s","p50_us","p99_us"}
 `per_s` counts handled messages; the latencies are from the moment an enqueue is sent to the moment its message arrives
 at the worker, the receipt lies between them. Against any engine that speaks the worker protocol on ws://127.0.0.1:PORT/.
 """
@@ -60,6 +60,8 @@ while time.perf_counter() - start < SECONDS:
         if out:
             peer.socket.sendall(out)
 elapsed = time.perf_counter() - start
+if errors:
+    sys.exit(f"{errors} of {receipts} enqueues were refused: these are not the figures of a queue that works")
 latencies.sort()
 handled = len(latencies)
 print(
@@ -70,7 +72,6 @@ print(
             "receipts_per_s": round(receipts / elapsed),
             "p50_us": round(latencies[handled // 2] / 1e3),
             "p99_us": round(latencies[int(handled * 0.99)] / 1e3),
-            "errors": errors,
         }
     )
 )

@@ -68,9 +68,10 @@ workers:
 
 @define(eq=False)
 class Handler:
-    """Notes what it gets; fails `failures` times."""
+    """Notes what it gets; fails `failures` times, or with `each` at every message that is new to it."""
 
     failures: float = 0
+    each: bool = False
     seen: list[Any] = field(factory=list)
     _news: trio.Event = field(factory=trio.Event)
 
@@ -78,7 +79,7 @@ class Handler:
         self.seen.append(data)
         self._news.set()
         self._news = trio.Event()
-        if len(self.seen) <= self.failures:
+        if len(self.seen) <= self.failures or (self.each and self.seen.count(data) == 1):
             raise RuntimeError("forced failure")
 
     async def wait(self, count: int) -> list[Any]:
@@ -174,7 +175,7 @@ async def test_cases_14_and_16_two_queues_and_two_namespaces(tmp_path: Path) -> 
 async def test_case_17_what_is_due_is_delivered_once_whoever_looks(tmp_path: Path) -> None:
     """Ten retries come due while ten changes of the settings and ten resumes make the queue look at them."""
     async with engine(tmp_path) as bench:
-        handler = Handler(failures=10)
+        handler = Handler(each=True)
         await bench.serve(f=handler)
         async with trio.open_nursery() as nursery:
             for n in range(10):

@@ -8,10 +8,10 @@ import trio
 from queue_harness import BASE, World, failing, open_world, refusal, request_to, taking
 from trio.testing import MockClock
 
-from iii_trio.engine import Outcome
+from iii_trio.engine import Binding, Call, FunctionEntry, Outcome
 from iii_trio.modules.queue import functions
 from iii_trio.protocol import Json
-from iii_trio.protocol.errors import TriggerRejected
+from iii_trio.protocol.errors import TriggerRejected, WireError
 from iii_trio.protocol.limits import QUEUE_BAGGAGE_CHARS, QUEUE_NAME_CHARS
 from iii_trio.stores import NewJob, WaitingJobLog, open_sqlite, sqlite_jobs
 
@@ -72,6 +72,42 @@ async def test_a_group_of_any_length_is_a_group(autojump_clock: MockClock) -> No
         for group in (0, 1):
             assert [data["n"] for data in handler.data if data["n"] % 2 == group] == [group, group + 2, group + 4]
         assert BASE.queue_configs["payment"].concurrency == 1
+
+
+@pytest.mark.parametrize("metadata", [b'{"n": 1e999}', b"[1e999]"])
+async def test_metadata_that_cannot_be_decoded_is_the_handlers_matter(
+    autojump_clock: MockClock, metadata: bytes
+) -> None:
+    """It is delivered as it came, again and again; it must not end the queue, each time that it starts."""
+    seen: list[bytes | None] = []
+
+    def refuse(call: Call, _data: Json) -> Outcome:
+        seen.append(call.metadata)
+        raise WireError("no", "no")
+
+    async with open_world() as world:
+        world.core.functions.claim(
+            FunctionEntry(id="f", namespace="default", owner=world.user, handler=(False, refuse))
+        )
+        config = Json(b'{"topic":"t"}')
+        world.core.triggers.register(
+            Binding(
+                id="b",
+                trigger_type="durable:subscriber",
+                function_id="f",
+                config=config,
+                metadata=Json(metadata),
+                owner=world.user,
+            )
+        )
+        await world.publish("t", 1)
+        request = b'{"queue":"default","function_id":"f","messageReceiptId":"r","data":1,"metadata":%s}' % metadata
+        await world.user.invoke("engine::queue::enqueue", Json(request))
+        await world.wait_dead("t", 1)
+        await world.wait_dead("default", 1)
+    assert len(seen) == 2 + 3
+    assert all(b"1e999" in (raw or b"") for raw in seen)
+    assert sum(b'"attempt":2' in (raw or b"") for raw in seen) == 2 * metadata.startswith(b"{")
 
 
 async def test_trace_context_that_is_too_long_is_left_out(autojump_clock: MockClock) -> None:

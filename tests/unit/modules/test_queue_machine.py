@@ -18,6 +18,7 @@ from iii_trio.modules.queue.verdicts import (
     BACKOFF_CEILING_MS,
     Acknowledge,
     Bury,
+    Busy,
     Failed,
     Interrupted,
     Missing,
@@ -268,7 +269,7 @@ def test_a_fifo_group_is_held_by_its_head_and_by_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     ("ending", "at_once", "deliveries"),
-    [(Refused(), False, 0), (Missing(), True, 0), (Interrupted(), True, 1)],
+    [(Busy(), False, 0), (Refused(), False, 0), (Missing(), True, 0), (Interrupted(), True, 1)],
 )
 def test_what_was_no_attempt_counts_none(ending: Any, at_once: bool, deliveries: int) -> None:
     queue = machine(Policy(concurrency=1, max_attempts=1))
@@ -278,6 +279,28 @@ def test_what_was_no_attempt_counts_none(ending: Any, at_once: bool, deliveries:
     assert (item.attempts, item.deliveries) == (0, deliveries)
     assert bool(begun(queue)) is at_once
     assert bool(begun(queue, PUT_BACK_S)) is not at_once
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_a_busy_worker_is_asked_now_and_then_and_not_for_each_message(fifo: bool) -> None:
+    """Else a slow reader would keep the engine at work with all that waits for it, again and again."""
+    queue = machine(Policy(fifo=fifo, concurrency=2))
+    for seq in range(1, 10):
+        queue.add(seq, A, f"group {seq}", now=0.0)
+    queue.add(10, B, "another", now=0.0)
+    asked = 0
+    for now in (0.0, 0.0, 0.1, PUT_BACK_S, PUT_BACK_S, 2 * PUT_BACK_S):
+        for item in begun(queue, now):
+            if item.target == B:
+                succeed(queue, item, now)
+            else:
+                asked += 1
+                assert item.seq in (1, 2)
+                queue.finished(item, Busy(), now)
+    assert asked == 3 * 2
+    assert queue.live == 9
+    assert queue.machine.poll(2 * PUT_BACK_S) == [SetTimer(3 * PUT_BACK_S)]
+    assert [item.seq for item in begun(queue, 3 * PUT_BACK_S)] == [1, 2]
 
 
 def test_no_concurrency_and_a_pause_begin_nothing() -> None:
@@ -539,6 +562,7 @@ class Model(RuleBasedStateMachine):
         self.priority: dict[int, int] = {}
         self.delayed: dict[int, float] = {}
         self.resting: dict[int, float] = {}
+        self.busy: dict[tuple[str, str], float] = {}
         self.delivered: dict[int, int] = {}
         self.running: dict[int, Item] = {}
         self.settling: dict[int, Item] = {}
@@ -608,6 +632,7 @@ class Model(RuleBasedStateMachine):
     def poll(self, seconds: float) -> None:
         self.now += seconds
         self.resting = {seq: due for seq, due in self.resting.items() if due > self.now}
+        self.busy = {target: due for target, due in self.busy.items() if due > self.now}
         for effect in self.queue.poll(self.now):
             if isinstance(effect, SetTimer):
                 assert effect.when > self.now
@@ -635,6 +660,7 @@ class Model(RuleBasedStateMachine):
         assert target not in self.missing
         assert not self.purging
         assert item.seq not in self.resting
+        assert target not in self.busy
         assert self.delayed.get(item.seq, 0.0) <= self.now
         self.delayed.pop(item.seq, None)
         assert item.attempts == failures
@@ -652,7 +678,7 @@ class Model(RuleBasedStateMachine):
     def _could_run(self, *, held: bool) -> list[int]:
         free = [seq for seq in self.alive if seq not in self.running and seq not in self.settling]
         able = [seq for seq in free if not self._sleeps(seq) and seq not in self.resting]
-        able = [seq for seq in able if self.alive[seq][0] not in self.missing]
+        able = [seq for seq in able if self.alive[seq][0] not in (*self.missing, *self.busy)]
         if not self.policy.fifo:
             return able
         busy = {self.alive[seq][1] for seq in (*self.running, *self.settling)}
@@ -667,7 +693,9 @@ class Model(RuleBasedStateMachine):
         return seq in self.delayed and not (held and self.delayed[seq] <= self.now)
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), ending=st.sampled_from([Succeeded(), Failed("x"), Refused(), Missing(), Interrupted()]))
+    @rule(
+        data=st.data(), ending=st.sampled_from([Succeeded(), Failed("x"), Busy(), Refused(), Missing(), Interrupted()])
+    )
     def finish(self, data: st.DataObject, ending: Any) -> None:
         item = self.running.pop(data.draw(st.sampled_from(sorted(self.running))))
         self._finish(item, ending)
@@ -680,6 +708,8 @@ class Model(RuleBasedStateMachine):
                 self.log.rows[item.seq] = evolve(self.log.rows[item.seq], deliveries=item.deliveries)
             if isinstance(ending, Refused):
                 self.resting[item.seq] = self.now + PUT_BACK_S
+            if isinstance(ending, Busy):
+                self.busy[item.target] = self.now + PUT_BACK_S
             return
         if isinstance(ending, Succeeded):
             assert verdict == Acknowledge()
@@ -743,6 +773,7 @@ class Model(RuleBasedStateMachine):
     def configure(self, fifo: bool, concurrency: int, attempts: int) -> None:
         if fifo is not self.policy.fifo:
             self.resting.clear()  # it is forgotten that they rested
+            self.busy.clear()
         self.policy = Policy(fifo, concurrency, attempts, 100)
         self.queue.configure(self.policy)
 

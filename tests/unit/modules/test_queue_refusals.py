@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import trio
 from attrs import define, field
-from queue_harness import configured, open_world, taking
+from queue_harness import configured, open_world, refusal, taking
 from trio.testing import MockClock
 
 from iii_trio.config import QueueSettings
+from iii_trio.engine import open_local
 from iii_trio.modules.queue.machine import BEGUN_AT_ONCE, Deliver, QueueMachine, SetTimer
 from iii_trio.modules.queue.verdicts import Policy
 from iii_trio.protocol.errors import StoreError
@@ -101,6 +102,19 @@ async def test_a_subscriber_that_went_is_forgotten_though_the_log_refused_to(aut
         async with open_world(store=store) as world:
             await world.publish("t", 1)
             assert world.module.statistics().unclaimed == 1
+
+
+async def test_a_subscriber_that_could_not_be_forgotten_is_there_as_before(autojump_clock: MockClock) -> None:
+    async with open_memory() as store:
+        log = Refusing(store.job_log(), {"forget": 1})
+        async with open_world(log=log) as world:
+            async with open_local(world.core, "worker") as peer:
+                world.bind("f", {"topic": "t"}, peer=peer)
+            asked = {"topic": "t", "function_id": "f"}
+            code, message = await refusal(world, "iii::queue::forget_subscriber", asked)
+            assert (code, message) == ("forget_failed", "Failed to forget 'f' of topic 't': disk full")
+            await world.publish("t", 1)
+            assert (await world.ask("iii::queue::forget_subscriber", asked))["purged"] == 1
 
 
 async def test_nothing_is_tried_again_when_the_module_has_ended(autojump_clock: MockClock) -> None:

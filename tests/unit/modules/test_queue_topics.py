@@ -436,6 +436,34 @@ def _queue_tasks() -> list[str]:
     return [name for name in names if name.startswith(("queue ", "consumer of "))]
 
 
+@pytest.mark.parametrize("how", ["handled", "purge", "discard", "purge_dlq", "age"])
+async def test_what_is_left_of_an_unregistered_trigger_goes_with_its_last_message(
+    autojump_clock: MockClock, how: str
+) -> None:
+    settings = topic_defaults(max_attempts=1, dead_letter_max_age_ms=600_000)
+    async with open_world(settings) as world:
+        handler = world.serve("f", taking(1) if how == "handled" else failing())
+        if how == "purge":
+            world.core.functions.release(world.user, "default", "f")
+        world.bind("f", {"topic": "t"})
+        await world.publish("t", 1)
+        if how == "handled":
+            await handler.wait(1)
+        else:
+            await trio.sleep(10)
+        world.core.triggers.unregister("f")
+        queues = {queue.key.name: queue for queue in world.module.statistics().queues}
+        assert queues["t"].counts.in_flight + queues["t"].counts.waiting + queues["t"].counts.dead == 1
+        if how == "discard":
+            (letter,) = await world.dead("t")
+            await world.ask("iii::queue::discard_message", {"queue": "t", "message_id": letter["id"]})
+        elif how in ("purge", "purge_dlq"):
+            await world.ask(f"iii::queue::{how}", {"queue": "t"})
+        else:
+            await trio.sleep(660)
+        assert [queue.key.name for queue in world.module.statistics().queues] == ["default"]
+
+
 async def test_the_config_format_is_published(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         (claim,) = [claim for claim in world.core.triggers.types() if claim.id == "durable:subscriber"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import define, field, frozen
 
 from ...engine import Outcome, RemotePeer
-from ...protocol import ABSENT, NULL, Json, errors, limits
+from ...protocol import ABSENT, NULL, Json, codec, errors, limits
 from ...protocol.errors import StoreError
 from ...protocol.limits import CONDITION_S
 from ...stores.interfaces import Job
@@ -30,6 +30,7 @@ from .names import Kind
 from .verdicts import (
     Acknowledge,
     Bury,
+    Busy,
     Ending,
     Failed,
     Interrupted,
@@ -85,11 +86,12 @@ class Marker:
         """The trigger's metadata with the marker in it; metadata that is no object stays as it is."""
         if self.attempt < 2:
             return metadata
-        value = {} if metadata in (ABSENT, NULL) else metadata.decode()
-        if not isinstance(value, dict):
+        # its values go on as they are: one that nobody can decode (1e999) is a matter of the handler's
+        fields = {} if metadata in (ABSENT, NULL) else codec.members(metadata.raw)
+        if fields is None:
             return metadata
         marker = {"queue": self.queue, "message_id": self.message_id, "attempt": self.attempt}
-        return Json.of({**value, MARKER: marker})
+        return Json(codec.encode_object({name: Json(raw) for name, raw in fields.items()} | {MARKER: marker}))
 
 
 def without_tags(baggage: str | None) -> str | None:
@@ -143,7 +145,7 @@ class Attempt:
         def on_done(outcome: Outcome) -> None:
             # an error that comes back before the call has even begun is the engine's own: nothing was delivered
             if not started and not outcome.ok and outcome.exception().code in _REFUSALS:
-                self._ended(Refused())
+                self._ended(Busy())
             else:
                 on_outcome(outcome)
 
@@ -175,7 +177,8 @@ class Attempt:
             self._ended(Missing())
             return
         if isinstance(entry.owner, RemotePeer) and entry.owner.connection.busy:
-            self._ended(Refused())
+            self.queue.wait_for_room(self.item.target, entry.owner.connection)
+            self._ended(Busy())
             return
         marker = Marker(self.queue.key.name, self.job.message_id or self.job.id, self.item.deliveries)
         metadata = marker.merged(self._terms.metadata)

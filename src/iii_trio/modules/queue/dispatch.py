@@ -25,15 +25,15 @@ from attrs import define, evolve, field, frozen
 from ...engine import Engine, LocalPeer
 from ...protocol.errors import StoreError
 from ...stores.interfaces import Heading, Job, JobLog, QueueCensus
-from ...stores.results import Done, Failed, OnDone, Result, RowDamaged, StoreFull
+from ...stores.results import Done, Failed, OnDone, Result, RowDamaged, StoreClosed, StoreFull
 from ...stores.waiting import WaitingJobLog
-from ...transport import after_batch
+from ...transport import Connection, after_batch
 from .delivery import Attempt, Share
 from .lanes import Item, Promote, Read, Refill, Survey, Target
 from .machine import QueueMachine, SetTimer
 from .names import QueueKey
 from .reading import LogTime, Reader, Shelf
-from .verdicts import Bury, Ending, Missing, Persist, Policy, QueueCounts, Refused, Retry
+from .verdicts import Bury, Busy, Ending, Missing, Persist, Policy, QueueCounts, Refused, Retry
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ ADOPTING: Final = "adopting"
 LOADING: Final = "loading"
 PURGING: Final = "purging"
 """Reasons to begin nothing: somebody's decision, the engine stops, older messages are on their way, it starts, or they go."""
+
+ENDED: Final = Failed(StoreClosed("The queue module has ended in between; what was done until then stays done."))
+"""The answer to who asked for more than was done when the module ended."""
 
 FOUND: Final = 100
 """Messages read back by one operation."""
@@ -73,7 +76,9 @@ class ActiveQueue:
     """One queue: its machine, its shares, and while it has any, its nursery in `nursery`.
 
     `remembered`: a destination that gets a copy of everything published to its topic, also while it has no share.
-    `arriving`: messages on their way into the log. `on_buried` is called after a message has become a dead letter.
+    `arriving`: messages on their way into the log. `on_buried` is called after a message has become a dead letter,
+    `on_left` after one has ended that was in flight when the last share went. `closed`: the module has ended, and an
+    answer that comes late begins nothing more.
     """
 
     key: QueueKey
@@ -84,8 +89,10 @@ class ActiveQueue:
     time: LogTime
     nursery: trio.Nursery
     on_buried: Callable[["ActiveQueue"], None]
+    on_left: Callable[["ActiveQueue"], None]
     remembered: bool = False
     arriving: int = 0
+    closed: bool = False
     machine: QueueMachine = field(init=False)
     shares: dict[str, Share] = field(factory=dict, init=False)
     _reader: Reader = field(init=False)
@@ -98,6 +105,8 @@ class ActiveQueue:
     _due: float = field(default=math.inf, init=False)  # when the dispatcher wakes by itself
     _line: trio.MemorySendChannel[Item | Attempt | Read] | None = field(default=None, init=False)  # to the consumers
     _in_line: int = field(default=0, init=False)  # and with them
+    _tasks: trio.Nursery | None = field(default=None, init=False)
+    _awaited: set[Target] = field(factory=set, init=False)  # whose worker is busy, and is waited for
 
     def __attrs_post_init__(self) -> None:
         self.machine = QueueMachine(self._available, let_go=self.shelf.let_go)
@@ -159,6 +168,9 @@ class ActiveQueue:
         self.hold(PURGING)
 
         def next_page() -> None:
+            if self.closed:
+                on_done(ENDED)
+                return
             self.log.clear(self.key.text, through, self.machine.begun, page, removed)
 
         def removed(result: Result[list[Heading]]) -> None:
@@ -203,6 +215,12 @@ class ActiveQueue:
         """Whether it waits for that reason, be it among others."""
         return reason in self._holds
 
+    def wait_for_room(self, target: Target, connection: Connection) -> None:
+        """The worker of a function is `busy`: go on with what is for it as soon as that has read on."""
+        if self._tasks is not None and not self.closed and target not in self._awaited:
+            self._awaited.add(target)
+            self._tasks.start_soon(self._await_room, target, connection, name=f"room for {target[1]}")
+
     def finished(self, item: Item, ending: Ending) -> Persist | None:
         """A delivery has ended; what is returned must be written down before `settled`."""
         verdict = self.machine.finished(item, ending, self.core.clock.now())
@@ -218,6 +236,8 @@ class ActiveQueue:
         self._stir()
         if isinstance(verdict, Bury):
             self.on_buried(self)
+        if not self.shares:
+            self.on_left(self)
 
     def put_off(self, attempt: Attempt) -> None:
         """The verdict of a delivery could not be written down: a consumer tries again, unless the module has ended."""
@@ -276,6 +296,8 @@ class ActiveQueue:
                 due = effect.when
             elif isinstance(effect, Survey | Refill | Promote):
                 self._reader.read(effect)
+            elif self.machine.rests(effect.item.target):  # since a moment ago, by one that was taken with it
+                self.finished(effect.item, Busy())
             elif (job := self.shelf.get(effect.item.seq)) is not None:
                 self._deliver(effect.item, job)
             else:
@@ -332,6 +354,7 @@ class ActiveQueue:
         self._line = line
         try:
             async with trio.open_nursery() as nursery, line:
+                self._tasks = nursery
                 while self._busy:
                     self._wake = trio.Event()
                     self._due = self._begin()
@@ -340,10 +363,11 @@ class ActiveQueue:
                         nursery.start_soon(self._consume, receive, name=f"consumer of {self.key.name}")
                     with trio.move_on_at(self._due):
                         await self._wake.wait()
-                self._serving, self._line = False, None
+                self._serving, self._line, self._tasks = False, None, None
+                nursery.cancel_scope.cancel()  # whoever waits for a worker to read on need not any more
         finally:
             if self._line is line:  # a queue that got a share again meanwhile has begun anew
-                self._line = None
+                self._line, self._tasks = None, None
 
     @property
     def _busy(self) -> bool:
@@ -372,6 +396,14 @@ class ActiveQueue:
         finally:
             self._consumers -= 1
             self._wake.set()  # what is in line may have been left to this one
+
+    async def _await_room(self, target: Target, connection: Connection) -> None:
+        try:
+            await connection.wait_room()
+        finally:
+            self._awaited.discard(target)
+        if not connection.busy and self.machine.rested(target):  # else it is about to end, unread
+            self._stir()
 
     async def _read_and_deliver(self, item: Item) -> None:
         try:

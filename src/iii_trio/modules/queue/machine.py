@@ -15,7 +15,8 @@ the oldest.
 `finished` says what must be written down, and only `settled`, called when that stands on disk, lets it count: the slot
 is free, the lane goes on, the retry is scheduled. A lane whose head's function is not there is *held*: it costs no slot
 and no attempt, and nothing in other lanes waits for it. In a standard queue that means: nothing waits but the messages
-for that function. In a fifo queue it means: nothing waits but that group, whose order wins over everything.
+for that function. In a fifo queue it means: nothing waits but that group, whose order wins over everything. The same goes
+for a function whose worker takes no more at the moment (`Busy`): what is for it rests as long as one message would.
 
 What is in memory is bounded, however many messages wait: what is in flight, a record of each lane, the first message of
 each, and up to `window` more, where deliveries are made. The rest is counted, and stands in the log in the order in
@@ -45,6 +46,7 @@ from .lanes import SEQ, Item, Read, State, Target
 from .verdicts import (
     Acknowledge,
     Bury,
+    Busy,
     Ending,
     Failed,
     Interrupted,
@@ -61,7 +63,7 @@ BEGUN_AT_ONCE: Final = FRAMES_PER_WAKEUP
 """Deliveries begun in one step: with a thousand slots free, as after a pause, others get their turn in between."""
 
 PUT_BACK_S: Final = 0.25
-"""How long a message rests whose worker was too busy to take it."""
+"""How long a message rests that could not be delivered, or all of them if their worker was too busy to take one."""
 
 
 @frozen
@@ -198,6 +200,8 @@ class QueueMachine(Window):
             if self.policy.fifo:
                 self._return(item)
         else:
+            if isinstance(ending, Busy):
+                self._rest(item.target, now + PUT_BACK_S)
             self._move(item, State.WAITING)
             self._return(item)
         self._vacate(item)

@@ -45,11 +45,12 @@ class QueueModule:
             endings = [
                 core.events.tap(on_event),
                 core.on_drain(queues.drain),
-                self.settings.subscribe(queues.changed),
                 queues.close,
             ]
             try:
                 await queues.load()
+                # not before: queues that are made while the log is being counted would not know what stands in it
+                endings.append(self.settings.subscribe(queues.changed))
                 self._queues = queues
                 functions.register(peer, queues)
                 management.register(peer, Operations(queues))

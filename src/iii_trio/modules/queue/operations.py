@@ -11,7 +11,7 @@ from attrs import define
 
 from ...protocol.errors import WireError
 from ...stores import Done, Failed, Job, OnDone, Result, Trimmed
-from .dispatch import ActiveQueue
+from .dispatch import ENDED, ActiveQueue
 from .lanes import Target
 from .names import Kind, QueueKey
 from .queues import PAGE, PAUSED_NOTE, Queues
@@ -53,7 +53,9 @@ class Operations:
                     total += len(result.value)
                     page(left - len(result.value) if result.value else 0)
 
-                if left:
+                if queue.closed:
+                    on_done(ENDED)
+                elif left:
                     log.redrive(queue.key.text, min(left, PAGE), clock.wall_ms(), moved)
                 else:
                     on_done(Done(total))
@@ -87,6 +89,7 @@ class Operations:
                     on_done(result)
                     return
                 queue.machine.exhumed(int(result.value))
+                self.queues.tidy(queue)
                 on_done(Done(int(result.value)))
 
             self.queues.log.discard(queue.key.text, message_id, dropped)
@@ -101,6 +104,9 @@ class Operations:
         total = 0
 
         def page() -> None:
+            if queue.closed:
+                on_done(ENDED)
+                return
             self.queues.log.trim(queue.key.text, 0, 0, PAGE, dropped)
 
         def dropped(result: Result[Trimmed]) -> None:
@@ -113,6 +119,7 @@ class Operations:
             if result.value.count == PAGE:
                 page()
             else:
+                self.queues.tidy(queue)
                 on_done(Done(total))
 
         page()
@@ -132,7 +139,11 @@ class Operations:
         _each([queue for queue in queues if queue.machine.unbegun], self._purge, waiting)
 
     def _purge(self, queue: ActiveQueue, on_done: OnDone[int]) -> None:
-        queue.purge(PAGE, on_done)
+        def purged(result: Result[int]) -> None:
+            self.queues.tidy(queue)
+            on_done(result)
+
+        queue.purge(PAGE, purged)
 
     def _purge_unclaimed(self, topic: str, total: int, on_done: OnDone[int]) -> None:
         def removed(result: Result[int]) -> None:
@@ -148,6 +159,9 @@ class Operations:
                 on_done(Done(total))
 
         def page() -> None:
+            if self.queues.closed:
+                on_done(ENDED)
+                return
             self.queues.log.remove_unclaimed(QueueKey(Kind.UNCLAIMED, topic).text, PAGE, removed)
 
         page()
@@ -193,7 +207,8 @@ class Operations:
 
         def forgotten(result: Result[bool]) -> None:
             if isinstance(result, Failed):
-                queue.remembered = remembered
+                if remembered:
+                    self.queues.remember_again(queue)
                 on_done(result)
             else:
                 self._purge(queue, purged)
@@ -207,7 +222,6 @@ class Operations:
             self._purge_dead(queue, buried)
 
         def buried(result: Result[int]) -> None:
-            self.queues.tidy(queue)
             on_done(Done(total + result.value) if isinstance(result, Done) else result)
 
         self.queues.forget(queue, forgotten)
@@ -227,6 +241,8 @@ def _each(
         queue = next(left, None)
         if queue is None or (enough is not None and total >= enough):
             on_done(Done(total))
+        elif queue.closed:
+            on_done(ENDED)
         else:
             operation(queue, done)
 

@@ -94,6 +94,7 @@ class Queues:
     nursery: trio.Nursery
     keeper: Keeper | None = None
     shelf: Shelf = field(factory=Shelf)
+    closed: bool = field(default=False, init=False)
     definitions: Definitions = field(init=False)
     retention: Retention = field(init=False)
     _queues: dict[QueueKey, ActiveQueue] = field(factory=dict, init=False)
@@ -104,7 +105,6 @@ class Queues:
     _unclaimed: Counter[str] = field(factory=Counter, init=False)
     _adopting: set[str] = field(factory=set, init=False)
     _adopt_again: set[str] = field(factory=set, init=False)  # published since, for who subscribed since
-    _closed: bool = field(default=False, init=False)
     _refused: set[Timer] = field(factory=set, init=False)  # by which what the log has refused is tried again
     _paused: set[str] = field(factory=set, init=False)
     _unlisten: Callable[[], None] = field(default=lambda: None, init=False)  # to what the log sets aside
@@ -113,7 +113,7 @@ class Queues:
 
     def __attrs_post_init__(self) -> None:
         self.definitions = Definitions(self.log, self.apply, self.config, self.keeper)
-        self.retention = Retention(self.core, self.log, self._retained)
+        self.retention = Retention(self.core, self.log, self._retained, self.tidy)
         self._time = LogTime(self.core.clock)
 
     # -- start and change ---------------------------------------------------------------------------------------------
@@ -165,6 +165,8 @@ class Queues:
 
     def apply(self) -> None:
         """Let the named queues be what is configured now; those that are not any more stop, and keep their messages."""
+        if self.closed:
+            return
         configs = self.configs
         for name, config in configs.items():
             queue = self._queue(QueueKey(Kind.NAMED, name))
@@ -206,10 +208,12 @@ class Queues:
         return key.text if key.kind is Kind.NAMED else QueueKey(Kind.UNCLAIMED, key.name).text
 
     def close(self) -> None:
-        """Take back what is set in motion for later."""
+        """Take back what is set in motion for later; what the log answers from now on begins nothing any more."""
         self.retention.close()
         self._unlisten()
-        self._closed = True
+        self.closed = True
+        for queue in self._queues.values():
+            queue.closed = True
         for timer in self._refused:
             timer.cancel()
 
@@ -384,8 +388,13 @@ class Queues:
         queue.remembered = False
         self.tidy(queue)
 
+    def remember_again(self, queue: ActiveQueue) -> None:
+        """The log has refused to forget a destination: it is there as before."""
+        key = queue.key
+        self._destination(key.name, (key.namespace, key.function_id)).remembered = True
+
     def tidy(self, queue: ActiveQueue) -> None:
-        """Drop a destination that is wanted by nobody and holds nothing."""
+        """Drop a destination that is wanted by nobody and holds nothing; called when it may have come to that."""
         key = queue.key
         if key.kind is not Kind.DESTINATION or queue.remembered or queue.shares or not queue.empty:
             return
@@ -419,7 +428,7 @@ class Queues:
             self._refused.discard(timer)
             step()
 
-        if not self._closed:
+        if not self.closed:
             timer = self.core.deadlines.after(WRITE_AGAIN_S, again)
             self._refused.add(timer)
 
@@ -431,6 +440,8 @@ class Queues:
         self.log.adopt(source, key.text, key.namespace, key.function_id, PAGE, partial(self._adopted, key))
 
     def _adopted(self, key: QueueKey, result: Result[list[Job]]) -> None:
+        if self.closed:
+            return
         queue = self._queue(key)
         if isinstance(result, Done):
             for job in result.value:
@@ -550,6 +561,7 @@ class Queues:
                 time=self._time,
                 nursery=self.nursery,
                 on_buried=self._buried,
+                on_left=self.tidy,
             )
             if self.pause_name(key) in self._paused:
                 queue.hold(PAUSED)

@@ -105,7 +105,7 @@ class LogTime:
         """How often a message may have been delivered.
 
         The log does not say what was in flight when the engine ended: what was due at the start counts as delivered
-        once more, so that a repeated delivery is always marked as one, and no number is used twice.
+        once more, so that a repeated delivery is always marked as one.
         """
         repeated = job.seq <= self.newest and job.due_at_ms <= self.start_ms
         return max(job.deliveries, job.attempts) + repeated

@@ -40,11 +40,12 @@ class Rule:
 
 @define(eq=False)
 class Retention:
-    """See the module; `rule` tells what holds for a queue now."""
+    """See the module; `rule` tells what holds for a queue now, `on_dropped` hears of one that has fewer."""
 
     _core: Engine
     _log: JobLog
     _rule: Callable[[QueueKey], Rule]
+    _on_dropped: Callable[[ActiveQueue], None]
     _timers: dict[QueueKey, Timer] = field(factory=dict, init=False)
     _busy: set[QueueKey] = field(factory=set, init=False)
     _closed: bool = field(default=False, init=False)
@@ -86,6 +87,7 @@ class Retention:
         queue.machine.exhumed(result.value.count)
         if result.value.count:
             log.info("queue %s: %d old dead letters were dropped", key.name, result.value.count)
+            self._on_dropped(queue)
         if self._closed:
             return
         rule, oldest_ms = self._rule(key), result.value.oldest_ms

@@ -54,8 +54,13 @@ class Failed:
 
 
 @frozen
+class Busy:
+    """Nothing was delivered, because the worker takes no more now: all that is for its function rests for a moment."""
+
+
+@frozen
 class Refused:
-    """Nothing was delivered, because the worker or the engine was too busy: tried again shortly, no attempt counted."""
+    """Nothing was delivered, because the message could not be read or the engine stops: this one rests for a moment."""
 
 
 @frozen
@@ -68,7 +73,7 @@ class Interrupted:
     """The engine itself ended the delivery: it is repeated, and no attempt is counted."""
 
 
-Ending: TypeAlias = Succeeded | Failed | Refused | Missing | Interrupted
+Ending: TypeAlias = Succeeded | Failed | Busy | Refused | Missing | Interrupted
 
 
 # -- verdicts: what must be written down ------------------------------------------------------------------------------

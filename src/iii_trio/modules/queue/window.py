@@ -82,6 +82,7 @@ class Window:
     _asleep: list[tuple[float, int]] = field(factory=list, init=False)  # (due, seq) in memory; entries may be stale
     _awake: set[int] = field(factory=set, init=False)  # were delayed; the log has not said that they are not any more
     _held: set[Target] = field(factory=set, init=False)  # whose first head was found to have no function
+    _resting: dict[Target, float] = field(factory=dict, init=False)  # functions of which nothing is taken until then
     _next_due: float = field(default=inf, init=False)  # of what is delayed in the log
     _thirsty: dict[LaneKey, None] = field(factory=dict, init=False)  # lanes that are to be filled up
     _dry: list[tuple[int, LaneKey]] = field(factory=list, init=False)  # (floor, lane) of a standard queue; may be stale
@@ -127,6 +128,18 @@ class Window:
     def holds(self, seq: int) -> bool:
         """Whether a message is in memory."""
         return seq in self._items
+
+    def rests(self, target: Target) -> bool:
+        """Whether nothing that is for this function is taken at the moment, because its worker was busy."""
+        return target in self._resting
+
+    def rested(self, target: Target) -> bool:
+        """The worker of a function takes more again; True if it rested until now, and `poll` is worth while."""
+        if self._resting.pop(target, None) is None:
+            return False
+        if heads := self._heads.get(target):
+            heappush(self._ready, (heads[0], target))
+        return True
 
     # -- messages in and out ------------------------------------------------------------------------------------------
 
@@ -334,6 +347,8 @@ class Window:
             heads = self._heads.get(target)
             if not heads or heads[0] != place:
                 continue
+            if target in self._resting:
+                continue
             if not self.available(target):
                 self._held.add(target)
                 continue
@@ -364,7 +379,9 @@ class Window:
 
     def _wakes(self, now: float) -> float:
         """When to look again, if nothing happens before."""
-        when = self._asleep[0][0] if self._asleep else inf
+        when = min(self._resting.values(), default=inf)
+        if self._asleep:
+            when = min(when, self._asleep[0][0])
         if not self._promoting:
             when = min(when, max(self._next_due, self._read_at))
         if self._read_at > now and (self._surveying or self._thirsty):
@@ -378,7 +395,7 @@ class Window:
                 self._forget(seq)
         self._lanes.clear()
         self._in_runs = 0
-        for waiting in (self._heads, self._ready, self._asleep, self._held, self._thirsty, self._dry):
+        for waiting in (self._heads, self._ready, self._asleep, self._held, self._resting, self._thirsty, self._dry):
             waiting.clear()
         for seq in self._begun:
             self._lane(route_of(self._items[seq])).running += 1
@@ -523,8 +540,14 @@ class Window:
         elif not lane.running:
             del self._lanes[lane.key]
 
+    def _rest(self, target: Target, until: float) -> None:
+        """Take nothing that is for this function before then, or before it has `rested`."""
+        self._resting[target] = until
+
     def _wake(self, now: float) -> None:
-        """What is asleep in memory and due takes its place."""
+        """Functions have rested; what is asleep in memory and due takes its place."""
+        for target in [target for target, until in self._resting.items() if until <= now]:
+            self.rested(target)
         while self._asleep:
             due, seq = self._asleep[0]
             item = self._items.get(seq)
