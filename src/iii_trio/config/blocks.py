@@ -28,6 +28,8 @@ from iii_trio.config.parts import (
     BridgedSettings,
     adapter_setting,
     host_setting,
+    origin_refusals,
+    origins_setting,
     port_setting,
     save_interval_setting,
 )
@@ -57,6 +59,7 @@ class WorkerManagerSettings:
         filled=True,
         doc="Secret that every connection has to bring, as `Authorization: Bearer` or `?token=`.",
     )
+    allowed_origins: tuple[str, ...] | None = origins_setting()
     middleware_function_id: str | None = function_id("Function that every invocation from a worker goes through.")
     rbac: RbacSettings | None = setting(
         None, tier="restart", filled=True, doc="Access control; without it every worker may do everything."
@@ -66,9 +69,10 @@ class WorkerManagerSettings:
     )
 
     def refusals(self, _: str) -> Iterator[tuple[tuple[str, ...], str]]:
-        """One thing says who gets in."""
+        """One thing says who gets in, and origins are spelled as browsers spell them."""
         if self.token is not None and self.rbac is not None and self.rbac.auth_function_id is not None:
             yield ("token",), "`rbac.auth_function_id` decides who may connect; a port has either that or a token"
+        yield from origin_refusals(self.allowed_origins)
 
 
 # State and stream
@@ -116,14 +120,16 @@ class StreamSettings:
     auth_function: str | None = setting(
         None, tier="live", nonempty=True, doc="Function that admits new subscriber connections."
     )
-    allowed_origins: tuple[str, ...] = setting(
-        (), tier="live", doc="Web origins whose pages may connect; empty or '*' means all."
-    )
+    allowed_origins: tuple[str, ...] | None = origins_setting()
     max_value_bytes: int | None = setting(None, tier="live", unit="bytes", ge=1, doc="Largest value that is stored.")
     adapter: StreamAdapter = setting(StreamAdapter(), tier="rebind", doc="What streams are kept in.")
     tls: TlsSettings | None = setting(
         None, tier="restart", filled=True, doc="Certificate and key; with them the port speaks TLS only."
     )
+
+    def refusals(self, _: str) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Origins are spelled as browsers spell them."""
+        yield from origin_refusals(self.allowed_origins)
 
 
 # Pub/sub and cron

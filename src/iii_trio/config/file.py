@@ -20,6 +20,7 @@ from iii_trio.config.problems import ConfigError, Position, Problem, did_you_mea
 from iii_trio.config.settings import setting
 from iii_trio.config.structuring import structure
 from iii_trio.config.yaml import YamlMapping, YamlSequence, load_yaml
+from iii_trio.protocol.limits import BUFFERED_ALL, OUTBOX_HARD
 
 GRACE_VARIABLE: Final = "III_NAMESPACE_GRACE_MS"
 TOKEN_VARIABLE: Final = "III_TOKEN"
@@ -58,6 +59,8 @@ class EngineConfig:
     """Deadline of a call that names none, in ms; 0 = none."""
     slow_call_ms: int
     """Calls that take this long are named in the log, in ms; 0 = none."""
+    max_buffered_bytes: int
+    """What all sockets may buffer together, in bytes."""
     data_dir: Path
     """Where stores live that name no directory of their own."""
     entries: tuple[Entry, ...]
@@ -88,6 +91,13 @@ class EngineSettings:
     )
     slow_call_ms: int = setting(
         0, tier="restart", unit="ms", ge=0, doc="Calls that take this long are named in the log; 0 means none."
+    )
+    max_buffered_bytes: int = setting(
+        BUFFERED_ALL,
+        tier="restart",
+        unit="bytes",
+        ge=OUTBOX_HARD,
+        doc="What all sockets may buffer together; above it the one that holds the most is closed.",
     )
     data_dir: str = setting("./data", tier="restart", nonempty=True, doc="Directory of the stores.")
     workers: Any = setting((), tier="restart", doc="The workers to run, in order.")
@@ -290,6 +300,7 @@ def _engine_config(
         shutdown_grace_ms=settings.shutdown_grace_ms,
         default_invocation_timeout_ms=settings.default_invocation_timeout_ms,
         slow_call_ms=settings.slow_call_ms,
+        max_buffered_bytes=settings.max_buffered_bytes,
         data_dir=Path(settings.data_dir),
         entries=tuple(entries),
         token=environ.get(TOKEN_VARIABLE, "").strip() or None,

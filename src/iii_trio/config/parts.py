@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -11,6 +11,7 @@ from attrs import frozen
 
 from iii_trio.config.names import adapter_name
 from iii_trio.config.settings import no_op, setting
+from iii_trio.protocol.origins import canonical_origin
 
 LOOPBACK: Final = "localhost"
 """The default host of every listener: 127.0.0.1 and ::1 together."""
@@ -34,6 +35,24 @@ def host_setting() -> Any:
     return setting(
         LOOPBACK, tier="rebind", nonempty=True, doc="Address to listen on; localhost means 127.0.0.1 and ::1."
     )
+
+
+def origins_setting() -> Any:
+    return setting(
+        None,
+        tier="live",
+        filled=True,
+        doc="Web origins whose pages may connect, '*' for all; absent means all, an empty list none.",
+    )
+
+
+def origin_refusals(origins: Sequence[str] | None) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What in `allowed_origins` no browser would ever send."""
+    for origin in origins or ():
+        try:
+            canonical_origin(origin)
+        except ValueError as error:
+            yield ("allowed_origins",), str(error)
 
 
 def adapter_setting(default: str, *, more: tuple[str, ...] = ()) -> Any:

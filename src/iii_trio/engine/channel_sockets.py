@@ -24,7 +24,7 @@ import trio
 from attrs import define, field, frozen
 
 from ..protocol.limits import CHANNEL_CHUNK, CHANNEL_KEEPALIVE_S, CHANNEL_OUTBOX, CHANNEL_STALL_S, KIB
-from ..transport import CloseCode, Connection, Framing, Outbox, Oversize, Refusal, Request
+from ..transport import Budget, CloseCode, Connection, Framing, Outbox, Oversize, Refusal, Request
 from ..transport.frames import Binary
 from ..transport.keepalive import keep_alive
 from .channels import Channel, Channels, Direction
@@ -73,7 +73,7 @@ def route(channels: Channels, request: Request) -> Refusal | None:
 
 
 def make_end(
-    channels: Channels, asked: Attach, stream: trio.abc.Stream, framing: Framing
+    channels: Channels, asked: Attach, stream: trio.abc.Stream, framing: Framing, budget: Budget
 ) -> "WriterSocket | ReaderSocket | Connection":
     """An end that has attached, or, when it could not, a connection that is closing already."""
     channel = channels.find(asked.channel_id, asked.key, asked.direction)
@@ -81,10 +81,10 @@ def make_end(
     if channel is not None:
         keep_alive(stream, CHANNEL_KEEPALIVE_S)
         if asked.direction == "write":
-            end = WriterSocket(channel, stream, framing)
+            end = WriterSocket(channel, stream, framing, budget)
             attached = channel.attach_writer(end)
         else:
-            end = ReaderSocket(channel, stream, framing)
+            end = ReaderSocket(channel, stream, framing, budget)
             attached = channel.attach_reader(end)
         if attached:
             return end
@@ -100,11 +100,16 @@ class WriterSocket:
     _channel: Channel
     _stream: trio.abc.Stream
     _framing: Framing
+    _budget: Budget
     connection: Connection = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.connection = Connection(
-            self._stream, self._framing, on_binary=self._on_binary, name=f"channel {self._channel.id} write end"
+            self._stream,
+            self._framing,
+            on_binary=self._on_binary,
+            budget=self._budget,
+            name=f"channel {self._channel.id} write end",
         )
 
     def on_room(self) -> None:
@@ -147,6 +152,7 @@ class ReaderSocket:
     _channel: Channel
     _stream: trio.abc.Stream
     _framing: Framing
+    _budget: Budget
     connection: Connection = field(init=False)
     _lot: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot, init=False)
 
@@ -157,6 +163,7 @@ class ReaderSocket:
             self._framing,
             outbox=Outbox(busy_mark=CHANNEL_OUTBOX),
             on_oversize=_ignore,
+            budget=self._budget,
             name=f"channel {self._channel.id} read end",
             stall_s=CHANNEL_STALL_S,
             close_s=CHANNEL_STALL_S,  # a slow reader may still have much before it when the Close frame is queued

@@ -15,6 +15,7 @@ import trio
 from attrs import define, field, frozen
 
 from ..protocol.limits import INVOCATION_S, NAMESPACE_GRACE_S
+from ..transport import Budget, BudgetStatistics
 from .access import Access
 from .channels import Channels, ChannelsStatistics
 from .deadlines import Clock, Deadlines, DeadlineStatistics
@@ -58,6 +59,7 @@ class EngineStatistics:
     workers: WorkerStatistics
     deadlines: DeadlineStatistics
     invocations: InvocationStatistics
+    budget: BudgetStatistics
     running: int
     waiting: int
     bad_frames: int
@@ -68,13 +70,15 @@ class Engine:
     """The core. Make it with `open_engine`.
 
     `grace_s`: how long a connection may take to name its namespace; `default_timeout_s`: deadline of calls that bring
-    none (0 = none). `modules` tells, for each built-in worker by name, whether it runs or is being restarted.
+    none (0 = none); `budget`: what all connections may buffer together. `modules` tells, for each built-in worker by
+    name, whether it runs or is being restarted.
     """
 
     clock: Clock = field(factory=Clock)
     grace_s: float = NAMESPACE_GRACE_S
     default_timeout_s: float = INVOCATION_S
     id: str = field(factory=lambda: str(uuid.uuid4()))
+    budget: Budget = field(factory=Budget)
     state: EngineState = EngineState.READY
     modules: dict[str, str] = field(factory=dict)
     events: Events = field(factory=Events, init=False)
@@ -198,6 +202,7 @@ class Engine:
             workers=self.workers.statistics(),
             deadlines=self.deadlines.statistics(),
             invocations=self.invocations.statistics(),
+            budget=self.budget.statistics(),
             running=sum(len(peer.running) for peer in peers),
             waiting=sum(len(peer.calls) for peer in peers),
             bad_frames=self.counters.bad_frames,

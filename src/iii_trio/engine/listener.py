@@ -19,7 +19,7 @@ from ..protocol import codec
 from ..protocol.errors import ConfigError, WireError
 from ..protocol.limits import ACCEPT_PAUSE_S, HANDSHAKE_S, LATE_WAKEUP_S, PEER_MESSAGE_DEFAULT, PEERS
 from ..protocol.messages import Error, ErrorBody
-from ..transport import Connection, Framing, HandshakeError, Oversize, Refusal, Request, WaitingRoom, accept
+from ..transport import Connection, Framing, HandshakeError, OriginGate, Oversize, Refusal, Request, WaitingRoom, accept
 from . import channel_sockets
 from .access import Session
 from .channel_sockets import Attach
@@ -43,7 +43,7 @@ FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 @frozen
 class ListenerStatistics:
     """Sockets in their `handshakes` (until admitted or gone), `connections`, and ends of channels; so far `refused` for
-    lack of a token or by an auth function, and `telemetry_frames` received.
+    their origin, for lack of a token or by an auth function, and `telemetry_frames` received.
     """
 
     handshakes: int
@@ -104,7 +104,8 @@ def _bind_error(error: OSError, address: str, port: int, what: str) -> ConfigErr
 class Listener:
     """One worker port. `addresses` is known once `run` has started; `host` and `port` as configured.
 
-    `rules` say who may connect and what they may do; with `tls` the port speaks TLS and nothing else.
+    `rules` say who may connect and what they may do; with `tls` the port speaks TLS and nothing else. `allowed_origins`
+    are those whose web pages may connect, None for all; it may be set at any time and holds for those who come then.
     """
 
     core: Engine
@@ -112,8 +113,10 @@ class Listener:
     port: int = 49134
     handshake_timeout_s: float = HANDSHAKE_S
     rules: Rules = EVERYBODY
+    allowed_origins: tuple[str, ...] | None = None
     tls: ssl.SSLContext | None = None
     addresses: tuple[tuple[str, int], ...] = field(default=(), init=False)
+    _origins: OriginGate = field(factory=lambda: OriginGate("the worker port", "iii-worker-manager"), init=False)
     _waiting_room: WaitingRoom = field(factory=WaitingRoom, init=False)
     _connections: dict[Connection, RemotePeer | None] = field(factory=dict, init=False)
     _channel_ends: dict[Connection, None] = field(factory=dict, init=False)
@@ -129,6 +132,7 @@ class Listener:
         """Bind, accept and serve until cancelled; `started()` once the port is open. Raises `ConfigError`."""
         bound = await bind(self.host, self.port, "the worker port")
         self.addresses = tuple(listener.socket.getsockname()[:2] for listener in bound)
+        self._origins.port = f"the worker port {self.addresses[0][1]}"
         listeners: list[trio.abc.Listener[Any]] = [*bound]
         if self.tls is not None:
             # TLS shakes hands at the first read, which is within the deadline of the upgrade
@@ -211,7 +215,11 @@ class Listener:
             await trio.aclose_forcefully(stream)
 
     def _route(self, request: Request) -> Refusal | None:
-        """The decision before the upgrade (spec/protocol.md §1); on `/` and `/otel` everybody gets that far."""
+        """The decision before the upgrade (spec/protocol.md §1); on `/` and `/otel` every program gets that far."""
+        refusal = self._origins.refuse(request, self.allowed_origins)
+        if refusal is not None:
+            self._refused += 1
+            return refusal
         refusal = channel_sockets.route(self.core.channels, request)
         if refusal is not None or request.path in ("/", "", "/otel") or request.path.startswith(channel_sockets.PATH):
             return refusal
@@ -230,7 +238,7 @@ class Listener:
 
     async def _turn_away(self, stream: trio.abc.Stream, framing: Framing, code: int, reason: str, text: bytes) -> None:
         """Say why, if there is more to say than the Close frame does, and close; what it sends is dropped."""
-        connection = Connection(stream, framing, name="refused")
+        connection = Connection(stream, framing, budget=self.core.budget, name="refused")
         if text:
             connection.push(text)
         connection.close(code, reason)
@@ -273,7 +281,7 @@ class Listener:
             with self._waiting_room.enter():
                 await self._turn_away(stream, framing, *refusal, b"")
             return
-        end = channel_sockets.make_end(self.core.channels, asked, stream, framing)
+        end = channel_sockets.make_end(self.core.channels, asked, stream, framing, self.core.budget)
         connection = end if isinstance(end, Connection) else end.connection
         self._channel_ends[connection] = None
         try:
@@ -308,6 +316,7 @@ class Listener:
             on_binary=on_binary,
             on_oversize=on_oversize,
             on_pong=on_pong,
+            budget=self.core.budget,
             name=f"worker {worker_id}",
         )
         peer = RemotePeer(
@@ -341,7 +350,14 @@ class Listener:
         def oversize(_report: Oversize) -> None:
             connection.close(1009, "telemetry frame above the limit")
 
-        connection = Connection(stream, framing, on_binary=on_binary, on_oversize=oversize, name="telemetry")
+        connection = Connection(
+            stream,
+            framing,
+            on_binary=on_binary,
+            on_oversize=oversize,
+            budget=self.core.budget,
+            name=f"telemetry from {_peer_name(stream)}",
+        )
         self._connections[connection] = None
         try:
             await connection.run(lambda _texts: None, rest=rest)

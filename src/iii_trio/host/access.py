@@ -37,6 +37,7 @@ class WorkerPort:
             port=self.settings.port,
             handshake_timeout_s=self.settings.handshake_timeout_ms / 1000,
             rules=self.rules,
+            allowed_origins=self.settings.allowed_origins,
             tls=self.tls,
         )
 

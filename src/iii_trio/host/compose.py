@@ -61,13 +61,17 @@ class HostStatistics:
 
 @define(eq=False)
 class Running:
-    """A running engine and its parts. `ending_s`: how long (s) sockets may take to close when it stops."""
+    """A running engine and its parts. `ending_s`: how long (s) sockets may take to close when it stops.
+
+    Those in `on_move` are called when a port may have become another one; they must not wait or raise.
+    """
 
     core: Engine
     ending_s: float
     crew: Crew
     worker_ports: Ports
     adoption: Adoption
+    on_move: list[Callable[[], None]] = field(factory=list)
     _ends_at: float | None = field(default=None, init=False)
 
     @property
@@ -103,13 +107,17 @@ class Running:
         return {"III_URL": self.worker_url, LEVELS_VARIABLE: "1", **({} if token is None else {"III_TOKEN": token})}
 
     def ports(self) -> dict[str, tuple[str, int]]:
-        """The first address of each port: `worker`, and `http` and `stream` where they are served."""
+        """The first address of each port: `worker`, and `http` and `stream` where they are served at the moment."""
         ports = {"worker": self.listeners[0].addresses[0]}
-        if self.http is not None:
-            ports["http"] = self.http.addresses[0]
-        if self.crew.stream is not None:
-            ports["stream"] = self.crew.stream.addresses[0]
+        for name, module in (("http", self.http), ("stream", self.crew.stream)):
+            if module is not None and module.addresses:
+                ports[name] = module.addresses[0]
         return ports
+
+    def moved(self) -> None:
+        """A port may have become another one."""
+        for tell in tuple(self.on_move):
+            tell()
 
     def close(self) -> None:
         """Begin to close what faces outward: worker sockets, with a code after which every SDK reconnects, and HTTP."""
@@ -159,6 +167,7 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
         core = await stack.enter_async_context(
             open_engine(grace_s=config.grace_ms / 1000, default_timeout_s=config.default_invocation_timeout_ms / 1000)
         )
+        core.budget.limit = config.max_buffered_bytes
         if config.slow_call_ms:
             core.invocations.slow_s = config.slow_call_ms / 1000
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -174,6 +183,7 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
             picture=lambda: running.statistics(),
         )
         running = Running(core, ending_s, crew, ports, adoption)
+        ports.on_change = crew.on_change = running.moved
         configuration = Live(plan.configuration)
         await _start_crew(crew, plan, ConfigurationModule(configuration, registry))
         adoption.log_sources(plan.blocks.values())
@@ -245,7 +255,7 @@ async def serve(
                     resolved, running.child_environment(), ScriptLog().line, reload, stop_grace_s=running.ending_s
                 )
                 await children.start(service.run, name="children")
-                running.worker_ports.on_change = lambda: service.move(running.child_environment())
+                running.on_move.append(lambda: service.move(running.child_environment()))
             on_ready(running)
             up = True
             await asked.wait()

@@ -39,6 +39,7 @@ class Crew:
     """The built-in workers. `modules` has the supervisor of each by its canonical name, in the order of their starts.
 
     `ending_s`: how long (s) HTTP requests may take to end when the port stops. `picture`: what the admin port counts.
+    `on_change` is called when a worker has been started, ended or changed in what it listens on.
     """
 
     core: Engine
@@ -48,6 +49,7 @@ class Crew:
     data_dir: Path
     ending_s: float
     picture: Callable[[], object]
+    on_change: Callable[[], None] = lambda: None
     modules: dict[str, Supervised] = field(factory=dict)
     bridges: Bridges = field(factory=Bridges, init=False)
 
@@ -68,6 +70,7 @@ class Crew:
         except BaseException:
             self.adoption.forget(adopted)
             raise
+        self.on_change()
 
     async def _start(self, adopted: Adopted) -> None:
         make = await MAKERS[adopted.name](self, adopted.live, adopted.declared)
@@ -89,6 +92,7 @@ class Crew:
         if adopted is not None:
             await self.adoption.withdraw(adopted)
         await self._end_bridges(name)
+        self.on_change()
 
     async def _end(self, name: str) -> None:
         supervised = self.modules.pop(name)
@@ -138,9 +142,18 @@ class Crew:
         return module
 
     def _hands(self, adopted: Adopted) -> Hands:
-        rebind = partial(REBINDS.get(adopted.name, Crew._restart), self, adopted)
+        rebind = partial(self._become, REBINDS.get(adopted.name, Crew._restart), adopted)
         check = CHECKS.get(adopted.name, lambda _: None)
-        return Hands(check=check, rebind=rebind, restart=partial(self._restart, adopted))
+        return Hands(check=check, rebind=rebind, restart=partial(self._become, Crew._restart, adopted))
+
+    async def _become(
+        self, change: Callable[["Crew", Adopted, Any], Awaitable[Any]], adopted: Adopted, settings: Any
+    ) -> Any:
+        """Carry a change out and tell of it, also of one that has failed half-way."""
+        try:
+            return await change(self, adopted, settings)
+        finally:
+            self.on_change()
 
     async def _restart(self, adopted: Adopted, settings: Any) -> Any:
         """Make everything it needs anew, then start it again on that. Raises `IIIError`; it runs as before then."""

@@ -23,7 +23,6 @@ from ..config import (
     StreamSettings,
     Structured,
     WorkerManagerSettings,
-    YamlMapping,
     read_settings,
 )
 
@@ -131,7 +130,6 @@ def make_plan(config: EngineConfig, overrides: Overrides) -> Plan:
         elif entry.name == "http":
             changes = _given(host=overrides.host, port=overrides.http_port)
             plan.http = _read(plan, config, entry, HttpSettings, changes)
-            _refuse(entry, "middleware", plan.http.middleware or None)
         elif entry.name == "http-functions":
             plan.http_functions = _read(plan, config, entry, HttpFunctionsSettings)
         elif entry.name == "state":
@@ -181,23 +179,3 @@ def _read(
     plan.notes += structured.notes
     block = plan.blocks[entry.instance] = Block(entry=entry, file=structured, flags=changes or {}, source=config.source)
     return block.settings
-
-
-def _refuse(entry: Entry, key: str, value: object) -> None:
-    """Refuse a setting that restricts access and that this release cannot honour."""
-    if value is None:
-        return
-    position = None
-    if isinstance(entry.config, YamlMapping):
-        spelled = key if key in entry.config else _camel(key)
-        position = entry.config.key_position(spelled) if spelled in entry.config else entry.config.position
-    text = (
-        "this release cannot do that, and does not start with less access control than configured; "
-        "take the key out to run without it"
-    )
-    raise ConfigError(f"failed to create worker '{entry.label}'", [Problem(text, key, position)])
-
-
-def _camel(key: str) -> str:
-    first, *rest = key.split("_")
-    return first + "".join(word.capitalize() for word in rest)

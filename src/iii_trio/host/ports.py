@@ -69,8 +69,10 @@ class Ports:
         changes = changed_settings(now.declared, new)
         if not changes:
             return
-        if set(changes) == {"handshake_timeout_ms"}:
+        if set(changes.values()) == {"live"}:
             now.listener.handshake_timeout_s = new.handshake_timeout_ms / 1000
+            now.listener.allowed_origins = new.allowed_origins
+            now.port = wanted
         else:
             bound = now.listener.addresses[0][1]
             asked = new if new.port != now.declared.port else evolve(new, port=bound)

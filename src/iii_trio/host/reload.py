@@ -38,6 +38,7 @@ ENGINE_WIDE: Final = (
     "shutdown_grace_ms",
     "default_invocation_timeout_ms",
     "slow_call_ms",
+    "max_buffered_bytes",
     "data_dir",
 )
 """What the engine reads once, at its start."""

@@ -8,13 +8,18 @@ are enqueued one after the other, in the order of the writes.
 
 What cannot be enqueued waits on disk: until the queue is back, which is noticed at once, or for another try after a pause
 that grows. It holds up its lane and no other. In memory lie only so many events of each queue; the rest is read back from
-the store in its turn.
+the store in its turn, when nothing in memory moves any more.
+
+Lanes that are refused must not fill the memory. So before more is read past them each is *cut* to its first event, and its
+further ones are passed over. Once that first one is in, reading goes back to it and comes by them again. Nothing is read
+twice by that, for what has been enqueued is gone from the store, and what lies in memory belongs to lanes that are cut.
 """
 
 import logging
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final
 
 from attrs import define, field, frozen
@@ -37,6 +42,8 @@ QUEUE_STATS: Final = "engine::queue::stats"
 ENQUEUE_S: Final = 30.0
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 10.0
+LOOK_FURTHER_S: Final = 1.0
+"""Pause between two pages that are read past lanes that are refused: where all are, this bounds what looking costs."""
 _DIGITS: Final = 20
 
 
@@ -75,28 +82,55 @@ class _Lane:
     rows: deque[Row]
     pause_s: float = 0.0
     timer: Timer | None = None
+    cut: bool = False
+    """Only its first event is held; `more` says that others were passed over."""
+    more: bool = False
 
 
 @define(eq=False)
 class _Line:
-    """The events for one queue: lanes of those in memory; `behind` says that the store has more than these."""
+    """The events for one queue: lanes of those in memory, of which `paused` wait for another try.
+
+    `behind` says that the store has more than these, read as far as `last`, or to be read again from there.
+    """
 
     queue: str
     lanes: dict[str, _Lane] = field(factory=dict)
+    paused: int = 0
     held: int = 0
     held_bytes: int = 0
     last: str = ""
     behind: bool = False
     reading: bool = False
     missed: bool = False
+    outdated: bool = False
+    """The page that is being read may show what has been enqueued meanwhile: it has to be read again."""
     refusal: str | None = None
     """The code with which the last try of any of them was refused; it has been said."""
     timer: Timer | None = None
-    """It could not be read; another try."""
+    """It could not be read, or everything in memory is refused: another look."""
 
     @property
     def full(self) -> bool:
         return self.held >= OUTBOX_PAGE or self.held_bytes >= OUTBOX_PAGE_BYTES
+
+    @property
+    def moves(self) -> bool:
+        return len(self.lanes) > self.paused
+
+    def outdate(self) -> None:
+        self.outdated = self.outdated or self.reading
+
+    def let_go(self, row: Row) -> None:
+        self.held -= 1
+        self.held_bytes -= len(row.request)
+
+    def cut(self) -> None:
+        for lane in self.lanes.values():
+            lane.cut = True
+            while len(lane.rows) > 1:
+                self.let_go(lane.rows.pop())
+                lane.more = True
 
 
 @define(eq=False)
@@ -111,7 +145,7 @@ class Outbox:
     _recorded: int = field(default=0, init=False)
     _enqueued: int = field(default=0, init=False)
     _refused: int = field(default=0, init=False)
-    _left: deque[tuple[str, str]] = field(factory=deque, init=False)
+    _left: dict[tuple[str, str], None] = field(factory=dict, init=False)
     """Queue and key of events that are in their queue, and that the store has not let go of."""
     _left_timer: Timer | None = field(default=None, init=False)
     _untap: Callable[[], None] | None = field(default=None, init=False)
@@ -193,10 +227,15 @@ class Outbox:
         return line
 
     def _put(self, line: _Line, row: Row) -> None:
+        line.last = row.key
+        if (row.queue, row.key) in self._left:
+            return
+        lane = line.lanes.get(row.lane)
+        if lane is not None and lane.cut:
+            lane.more = True
+            return
         line.held += 1
         line.held_bytes += len(row.request)
-        line.last = row.key
-        lane = line.lanes.get(row.lane)
         if lane is not None:
             lane.rows.append(row)
             return
@@ -221,21 +260,23 @@ class Outbox:
 
     def _next(self, line: _Line, lane: _Lane) -> None:
         row = lane.rows.popleft()
-        line.held -= 1
-        line.held_bytes -= len(row.request)
+        line.let_go(row)
         if lane.rows:
             self._call(line, lane)
-        else:
-            del line.lanes[row.lane]
-        if not line.held and line.behind:
-            self._read(line)
+            return
+        del line.lanes[row.lane]
+        if lane.cut:
+            line.outdate()
+        if lane.more:
+            line.behind, line.last = True, min(line.last, row.key)
+        self._read_on(line)
 
     def _take_out(self, queue: str, key: str) -> None:
         """The queue has it. After a crash the next life enqueues it again, and the queue recognises it, for a while."""
 
         def gone(result: Result[bytes | None]) -> None:
             if isinstance(result, Failed):
-                self._left.append((queue, key))
+                self._left[queue, key] = None
                 self._take_out_later(result.error)
 
         try:
@@ -250,7 +291,9 @@ class Outbox:
 
     def _take_out_again(self) -> None:
         self._left_timer = None
-        for queue, key in [self._left.popleft() for _ in range(min(OUTBOX_PAGE, len(self._left)))]:
+        for queue, key in tuple(islice(self._left, OUTBOX_PAGE)):
+            del self._left[queue, key]
+            self._line(queue).outdate()
             self._take_out(queue, key)
         if self._left and self._left_timer is None:
             self._left_timer = self.core.deadlines.after(FIRST_PAUSE_S, self._take_out_again)
@@ -267,11 +310,14 @@ class Outbox:
             log.log(level, "events for queue %s wait in the outbox and are tried again: %s", line.queue, str(why))
         lane.pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * lane.pause_s))
         lane.timer = self.core.deadlines.after(lane.pause_s, lambda: self._resume(line, lane))
+        line.paused += 1
+        self._read_on(line)
 
     def _resume(self, line: _Line, lane: _Lane) -> None:
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
+            line.paused -= 1
             self._call(line, lane)
 
     def _on_event(self, event: Event) -> None:
@@ -282,16 +328,36 @@ class Outbox:
 
     # -- reading back -------------------------------------------------------------------------------------------------
 
+    def _read_on(self, line: _Line) -> None:
+        """Have more read, if there is more, once nothing in memory moves."""
+        if not line.behind or line.moves or line.reading or self._closed:
+            return
+        if not line.lanes:
+            self._read(line)
+        elif line.timer is None and line.refusal != FUNCTION_NOT_FOUND:  # without a queue every lane is refused
+            line.timer = self.core.deadlines.after(LOOK_FURTHER_S, lambda: self._look_further(line))
+
+    def _look_further(self, line: _Line) -> None:
+        line.timer = None
+        if not line.moves:
+            line.cut()
+            if not line.full:
+                self._read(line)
+
     def _read(self, line: _Line) -> None:
+        """Read the next page; every lane in memory is cut."""
         if line.reading or self._closed:
             return
-        line.reading, line.missed, line.timer = True, False, None
+        if line.timer is not None:
+            line.timer.cancel()
+        line.reading, line.missed, line.outdated, line.timer = True, False, False, None
+        most, most_bytes = OUTBOX_PAGE - line.held, OUTBOX_PAGE_BYTES - line.held_bytes
 
         def look(items: Iterable[tuple[str, bytes]]) -> tuple[list[Row], bool]:
             rows: list[Row] = []
             size = 0
             for key, text in items:
-                if len(rows) >= OUTBOX_PAGE or size >= OUTBOX_PAGE_BYTES:
+                if len(rows) >= most or size >= most_bytes:
                     return rows, True
                 fields = codec.members(text) or {}
                 rows.append(Row(line.queue, key, Json(fields["lane"]).decode(), fields["request"]))
@@ -306,19 +372,21 @@ class Outbox:
             self._have_read(line, Failed(error))
 
     def _have_read(self, line: _Line, result: Result[tuple[list[Row], bool]]) -> None:
-        line.reading = False
         if self._closed:
             return
         if isinstance(result, Failed):
+            line.reading = False
             log.error("events for queue %s could not be read back, trying again: %s", line.queue, result.error)
             line.timer = self.core.deadlines.after(LONGEST_PAUSE_S, lambda: self._read(line))
             return
         rows, more = result.value
-        line.behind = more or line.missed
         for row in rows:
+            if line.outdated:
+                break
             self._put(line, row)
-        if not line.held and line.behind:
-            self._read(line)
+        line.reading = False
+        line.behind = more or line.missed or line.outdated
+        self._read_on(line)
 
     def statistics(self) -> OutboxStatistics:
         """A frozen picture of the outbox."""
@@ -328,7 +396,7 @@ class Outbox:
             held=sum(line.held for line in lines),
             enqueued=self._enqueued,
             refused=self._refused,
-            waiting=sum(lane.timer is not None for line in lines for lane in line.lanes.values()),
+            waiting=sum(line.paused for line in lines),
         )
 
 

@@ -18,13 +18,12 @@ from ..stores import MalformedOps, parse_ops
 from .inputs import call_fields
 from .remote import Remote, failure
 
-READS: Final = frozenset({"state::get", "state::list", "state::list_groups"})
 NO_FIELDS: Final = frozenset({"state::list_groups"})
 
 
 @define(eq=False)
 class RemoteState:
-    """See the module. `summaries` has the error's code and first words by function id. `check_size` raises `WireError`.
+    """See the module. `summaries` has the error's code and first words for each function. `check_size` raises `WireError`.
 
     `fire_*` tell the bindings of this engine: scope, key, the value before, and the one after; only if it `listens` is
     an answer looked into for them.
@@ -45,7 +44,7 @@ class RemoteState:
     def _read(self, call: Call, data: Json) -> Later:
         """Whatever the other engine answers."""
         call_fields(call, data, optional=call.function.id in NO_FIELDS)
-        self._request(call, data, call.succeed, lasting=call.function.id not in READS)
+        self._request(call, data, call.succeed, lasting=False)
         return LATER
 
     def _set(self, call: Call, data: Json) -> Later:
@@ -102,9 +101,7 @@ class RemoteState:
         if outcome.ok:
             done(outcome.result)
         else:
-            function_id = call.function.id
-            code, summary = self.summaries.get(function_id, (outcome.exception().code, f"Failed to run {function_id}"))
-            call.fail(failure(outcome, code, summary))
+            call.fail(failure(outcome, *self.summaries[call.function.id]))
 
 
 def _change(result: Json) -> tuple[Json, Json | None]:

@@ -24,6 +24,7 @@ MAX_DEPTH: Final = 128
 OUTBOX_BUSY: Final = 8 * MIB
 OUTBOX_OVERLOADED: Final = 64 * MIB
 OUTBOX_HARD: Final = 128 * MIB
+BUFFERED_ALL: Final = 1024 * MIB
 
 # -- what a peer of a given generation takes (spec/sdk.md §7)
 PEER_MESSAGE_SMALL: Final = 1 * MIB
@@ -41,6 +42,7 @@ TYPES_PER_PEER: Final = 1_000
 BINDINGS_PER_PEER: Final = 100_000
 PENDING_SOCKETS: Final = 1_024
 PEERS: Final = 10_000
+ORIGINS_NAMED: Final = 100
 
 # -- channels
 CHANNEL_ITEMS: Final = 64
@@ -183,6 +185,9 @@ TABLE: Final[tuple[Limit, ...]] = (
     Limit("OUTBOX_BUSY", OUTBOX_BUSY, "bytes", "queue, HTTP and fan-out wait or shed", "slow readers slow producers"),
     Limit("OUTBOX_OVERLOADED", OUTBOX_OVERLOADED, "bytes", "new calls get `worker_overloaded`", "one whole message"),
     Limit("OUTBOX_HARD", OUTBOX_HARD, "bytes", "close 1013", "memory of one stalled peer"),
+    Limit(
+        "BUFFERED_ALL", BUFFERED_ALL, "bytes", "who holds most: close 1013", "many stalled peers", "max_buffered_bytes"
+    ),
     Limit("PEER_MESSAGE_SMALL", PEER_MESSAGE_SMALL, "bytes", "`payload_too_large`", "Python SDKs before 0.24"),
     Limit("PEER_MESSAGE_DEFAULT", PEER_MESSAGE_DEFAULT, "bytes", "`payload_too_large`", "SDKs that declare nothing"),
     Limit("PEER_MESSAGE_LARGE", PEER_MESSAGE_LARGE, "bytes", "`payload_too_large`", "`large-messages.v1`"),
@@ -197,6 +202,7 @@ TABLE: Final[tuple[Limit, ...]] = (
         "BINDINGS_PER_PEER", BINDINGS_PER_PEER, "bindings", "`trigger_registration_failed`", "one worker's footprint"
     ),
     Limit("PENDING_SOCKETS", PENDING_SOCKETS, "sockets", "the oldest is closed", "handshakes that never finish"),
+    Limit("ORIGINS_NAMED", ORIGINS_NAMED, "origins", "refused without a line in the log", "one line for each origin"),
     Limit("PEERS", PEERS, "connections", "closed 1013 after the handshake", "file descriptors"),
     Limit("CHANNEL_ITEMS", CHANNEL_ITEMS, "messages", "its writer is not read", "a slow reader", "buffer_size"),
     Limit("CHANNEL_ITEMS_MOST", CHANNEL_ITEMS_MOST, "messages", "taken as this", "a caller's own `buffer_size`"),

@@ -26,7 +26,7 @@ from .interfaces import (
     Trimmed,
 )
 from .key_value import Beside, Change, Entry, Expired, KeyValueStatistics, Look, Updated
-from .results import A, Done, OnDone, Result, T
+from .results import A, Done, OnDone, Result, RowDamaged, T
 from .tables import JobTable, Tables
 
 _JOBS = "jobs"
@@ -250,8 +250,14 @@ def _storable(entries: Sequence[Entry]) -> Sequence[Entry]:
 
 
 def _put(tables: Tables, entries: Sequence[Entry]) -> None:
+    """Set what stands beside a write that has been made: nothing may fail here that would leave the write alone."""
     for entry in entries:
-        tables.values.set(entry.space, entry.scope, entry.key, entry.value)
+        place = entry.space, entry.scope, entry.key
+        try:
+            tables.values.set(*place, entry.value)
+        except RowDamaged:  # what stands there is lost in any case
+            tables.values.drop(*place)
+            tables.values.set(*place, entry.value)
 
 
 @define(eq=False)

@@ -100,6 +100,10 @@ class MemoryKeyValueTable:
                 del self._spaces[space]
         return old[0]
 
+    def drop(self, space: str, scope: str, key: str) -> None:
+        """See `KeyValueTable.drop`."""
+        self.delete(space, scope, key)
+
     def update(
         self,
         space: str,

@@ -72,6 +72,10 @@ class SqliteKeyValueTable:
         self._execute("DELETE FROM kv WHERE pos = ?", (found[0],))
         return found[1]
 
+    def drop(self, space: str, scope: str, key: str) -> None:
+        """See `KeyValueTable.drop`."""
+        self._execute("DELETE FROM kv WHERE space = ? AND scope = ? AND key = ?", (space, scope, key))
+
     def update(
         self,
         space: str,

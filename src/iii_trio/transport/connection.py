@@ -32,6 +32,7 @@ import trio
 from attrs import define, field, frozen
 
 from iii_trio.protocol.limits import CLOSE_S, DEAD_AFTER_S, PING_AFTER_S, STALL_S
+from iii_trio.transport.budget import Account, Budget
 from iii_trio.transport.frames import Binary, CloseCode, Framing, Oversize
 from iii_trio.transport.outbox import Outbox, OutboxStatistics
 
@@ -161,7 +162,7 @@ class Connection:
     above the limit closes with 1009) and `on_pong(payload)`. They and the batches of `run` come in the order of arrival.
     `cancel_code` is the Close code tried when `run` is cancelled; with 1012 every SDK reconnects (spec/sdk.md §7).
     `stall_s` is how long (s) the peer may take nothing of what is sent, `close_s` how long an end that has begun may
-    take. `name` names the writer's task.
+    take. `name` names the writer's task. What it buffers counts in `budget`, which is its own unless one is given.
     """
 
     _stream: trio.abc.Stream
@@ -173,11 +174,13 @@ class Connection:
     _cancel_code: int = field(default=CloseCode.RESTART, kw_only=True)
     _stall_s: float = field(default=STALL_S, kw_only=True)
     _close_s: float = field(default=CLOSE_S, kw_only=True)
+    _budget: Budget = field(factory=Budget, kw_only=True)
     name: str = field(default="connection", kw_only=True)
 
     last_heard: float = field(init=False, default=0.0)
     """Trio's clock when the last bytes came from the peer; before any came, when `run` began."""
 
+    _account: Account = field(init=False)
     _scope: trio.CancelScope = field(init=False, factory=trio.CancelScope)
     _socket: trio.socket.SocketType | None = field(init=False, default=None)
     _turn: _Turn | None = field(init=False, default=None)
@@ -208,6 +211,8 @@ class Connection:
         return Outbox(self._framing.client)
 
     def __attrs_post_init__(self) -> None:
+        self._account = self._budget.open(self.name, self._give_up)
+        self._outbox.draw_on(self._account)
         if isinstance(self._stream, trio.SocketStream) and sys.platform != "win32":
             self._socket = self._stream.socket
 
@@ -372,6 +377,7 @@ class Connection:
             with trio.move_on_after(FAREWELL_S, shield=True):
                 await trio.aclose_forcefully(self._stream)
             self._outbox.clear()
+            self._account.close()
         if self._failure is not None:
             raise self._failure
         code, reason = self._end_or_lost()
@@ -430,6 +436,8 @@ class Connection:
         framing, turn = self._framing, self._turn
         assert turn is not None, "only run() dispatches"
         texts = framing.next_batch()
+        if not texts or self._account.assembling:
+            self._account.assemble(framing.assembling_bytes)
         if framing.replies:
             for reply in framing.replies:
                 self._outbox.put_control(reply)
@@ -558,6 +566,15 @@ class Connection:
         self._deaf = True
         self._outbox.close()
         self._scope.cancel()
+
+    def _give_up(self, reason: str) -> None:
+        """Hold next to nothing from now on, and end; a frame that is half sent is not waited for."""
+        self.message_limit = 0
+        self._framing.skip_message()
+        if self._outbox.at_boundary:
+            self._begin_end(CloseCode.TRY_AGAIN_LATER, reason, drop_queue=True)
+        else:
+            self._cut(CloseCode.TRY_AGAIN_LATER, reason)
 
     def _end_or_lost(self) -> tuple[int, str]:
         return self._end or (CloseCode.ABNORMAL, "the connection was lost")

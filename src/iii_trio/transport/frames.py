@@ -284,11 +284,17 @@ class Framing:
         self._declared += length
         if self._message is None:
             self._message = io.BytesIO()
-        if self._declared > self.max_message and not self._skipping:
-            self._skipping = True
-            head = self._message.getvalue()[:OVERSIZE_HEAD]
-            self._message = io.BytesIO()
-            self._message.write(head)
+        if self._declared > self.max_message:
+            self.skip_message()
+
+    def skip_message(self) -> None:
+        """Keep only the head of the message under way, if there is one; it ends in an oversize report."""
+        if self._message is None or self._skipping:
+            return
+        self._skipping = True
+        head = self._message.getvalue()[:OVERSIZE_HEAD]
+        self._message = io.BytesIO()
+        self._message.write(head)
 
     def _to_protocol(self, data: bytes, position: int, end: int, texts: list[bytes]) -> int:
         """Give wsproto what has come of the frame that stretches to `end`; return where its bytes end in `data`."""

@@ -5,7 +5,8 @@ overtake messages at every frame boundary, and a message above `FRAGMENT` leaves
 at least once per `FRAGMENT` bytes. Nothing here reads a clock or touches a stream.
 
 Three marks, in bytes. Above *busy*, tasks wait in `wait_room`. Above *overloaded*, the engine gives this peer no new
-work. *hard* is never exceeded: `put` refuses, and the connection ends.
+work. *hard* is never exceeded: `put` refuses, and the connection ends. Below that an outbox may draw on the budget of
+all connections (budget.py): `put` compares with one ceiling, and only at that ceiling does it ask for more.
 """
 
 import os
@@ -16,6 +17,7 @@ import trio
 from attrs import define, field, frozen
 
 from iii_trio.protocol.limits import FRAGMENT, FRAMES_PER_WAKEUP, OUTBOX_BUSY, OUTBOX_HARD, OUTBOX_OVERLOADED
+from iii_trio.transport.budget import CHUNK, Account, in_chunks
 from iii_trio.transport.frames import BINARY, CONTINUATION, FINAL, TEXT, Binary, apply_mask, encode_head, encode_whole
 
 WRITE_SLICE: Final = 64 * 1024
@@ -65,6 +67,11 @@ class Outbox:
     pending_bytes: int = field(init=False, default=0)
     closed: bool = field(init=False, default=False)
 
+    # What `pending_bytes` may be without asking, what the account holds for it, and below what it gives some back.
+    _ceiling: int = field(init=False)
+    _account: Account | None = field(init=False, default=None)
+    _drawn: int = field(init=False, default=0)
+    _floor: int = field(init=False, default=0)
     _queue: deque[bytes | Binary] = field(init=False, factory=deque)
     _control: deque[bytes] = field(init=False, factory=deque)
     # What take() gave out and the stream has not accepted, and the part of pending_bytes it stands for.
@@ -80,6 +87,9 @@ class Outbox:
     _bytes_sent: int = field(init=False, default=0)
     _refused: int = field(init=False, default=0)
     _control_dropped: int = field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        self._ceiling = self.hard_limit
 
     @property
     def busy(self) -> bool:
@@ -105,12 +115,39 @@ class Outbox:
         """Queue one whole message (`bytes` is UTF-8 text). False, and nothing queued, at the hard limit."""
         size = len(message.data) if isinstance(message, Binary) else len(message)
         pending = self.pending_bytes + size + MESSAGE_OVERHEAD
-        if pending > self.hard_limit or self.closed:
+        if (pending > self._ceiling or self.closed) and not self._stretch(pending):
             self._refused += 1
             return False
         self._queue.append(message)
         self.pending_bytes = pending
         return True
+
+    def draw_on(self, account: Account) -> None:
+        """Hold nothing above `CHUNK` that is not in this account; for an outbox that is empty."""
+        self._account = account
+        self._draw(0)
+
+    def _stretch(self, pending: int) -> bool:
+        """Whether there may be `pending` bytes."""
+        if self.closed or pending > self.hard_limit or self._account is None:
+            return False
+        drawn = in_chunks(pending)
+        if not self._account.grow(drawn - self._drawn):
+            return False
+        self._draw(drawn)
+        return True
+
+    def _draw(self, drawn: int) -> None:
+        self._drawn = drawn
+        self._ceiling = min(max(drawn, CHUNK), self.hard_limit)
+        self._floor = max(drawn - 2 * CHUNK, CHUNK // 2) if drawn else 0
+
+    def _give_back(self) -> None:
+        """Hold no more than is needed."""
+        assert self._account is not None, "only what was drawn has a floor"
+        drawn = in_chunks(self.pending_bytes)
+        self._account.shrink(self._drawn - drawn)
+        self._draw(drawn)
 
     def put_control(self, frame: bytes) -> None:
         """Queue one framed ping, pong or Close ahead of all messages."""
@@ -178,6 +215,8 @@ class Outbox:
             return
         self.pending_bytes -= self._given_cost
         self._given, self._given_cost = b"", 0
+        if self.pending_bytes < self._floor:
+            self._give_back()
         if self._room and not self.busy:
             self._room.unpark_all()
 
@@ -192,6 +231,8 @@ class Outbox:
         self._control.clear()
         self._message = None
         self.pending_bytes = self._given_cost + (len(self._frame) if self._frame else 0)
+        if self._drawn:
+            self._give_back()
         if not self.busy:
             self._room.unpark_all()
 

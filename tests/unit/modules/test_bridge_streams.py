@@ -249,6 +249,24 @@ async def test_events_that_the_topic_does_not_take_reach_the_subscribers_here() 
         assert await client.event() == ("i", "delete", 5)
 
 
+@pytest.mark.parametrize("errors", [5, "none", None, {}])
+async def test_an_answer_with_errors_that_are_no_list_is_passed_on_and_harms_nobody(errors: Any) -> None:
+    async with beside_reference() as (near, reference):
+        payload = {**address(), "ops": [{"type": "set", "path": "n", "value": 1}]}
+        said = {"old_value": None, "new_value": {"n": 1}, "errors": errors}
+        answers: list[Any] = []
+
+        async def update() -> None:
+            answers.append(await ask(near.user, "stream::update", payload))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(update)
+            answer(reference, await reference.next("invokefunction", function_id="stream::update"), result=said)
+        published = await reference.next("invokefunction", function_id="publish")
+        assert published["data"]["data"]["event"] == {"type": "create", "data": {"n": 1}}
+        assert answers == [said]
+
+
 async def _sends(near: Side) -> None:
     assert await near.user.invoke("stream::send", Json.of({**address(None), "type": "t", "data": 2})) == NULL
 

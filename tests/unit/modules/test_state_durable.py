@@ -474,3 +474,18 @@ async def test_a_refused_write_records_nothing(autojump_clock: MockClock) -> Non
             await ask(peer, "state::update", {**AT, "ops": [{"type": "append", "value": 4}]})
         await trio.sleep(60)
         assert (len(events.payloads), one.outbox()) == (1, 0)
+
+
+async def test_a_write_that_meets_an_expired_key_is_told_behind_its_end_also_when_read_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with house(queues=FIFO) as one, worker(one, {**DURABLE, "queue": "order"}) as (peer, events):
+        await one.stop("queue")
+        await put(peer, 1, ttl_ms=2)
+        await trio.sleep(0.005)  # its time is up, and the sweep has not come
+        await put(peer, 2)
+        one._ends["state"].cancel()
+        await one.start_state()  # nothing is in memory any more
+        await one.start_queue()
+        expected = [event("created", None, 1), event("deleted", 1, None), event("created", None, 2)]
+        assert await events.wait(3) == expected

@@ -150,16 +150,18 @@ async def test_the_sub_protocol_of_browsers_is_agreed_on() -> None:
 @pytest.mark.parametrize(
     ("allowed", "origin", "status"),
     [
-        ((), "https://evil.example", None),
+        (None, "https://evil.example", None),
         (("*",), "https://evil.example", None),
-        (("https://app.example",), "https://app.example", None),
+        (("https://App.example:443",), "https://app.example", None),
+        ((), "https://app.example", 403),
+        ((), None, None),
         (("https://app.example",), None, None),
         (("https://app.example",), "https://evil.example", 403),
         (("https://app.example",), "null", 403),
     ],
 )
 async def test_pages_of_other_origins_may_be_kept_out(
-    allowed: tuple[str, ...], origin: str | None, status: int | None
+    allowed: tuple[str, ...] | None, origin: str | None, status: int | None
 ) -> None:
     async with stream(allowed_origins=allowed) as (_, _user, port):
         headers = {} if origin is None else {"origin": origin}
@@ -169,6 +171,7 @@ async def test_pages_of_other_origins_may_be_kept_out(
         with pytest.raises(HandshakeError) as refused:
             await port.connect(**headers)
         assert refused.value.status == status
+        assert b"add it to `allowed_origins` of iii-stream" in refused.value.body
 
 
 # -- join and leave ---------------------------------------------------------------------------------------------------

@@ -10,10 +10,13 @@ from attrs import define, field
 from module_harness import ask, bind, record
 from stream_harness import address, stream
 
-from iii_trio.engine import NOTHING, Call, LocalPeer, Outcome
+from iii_trio.config import Live, StreamSettings
+from iii_trio.engine import NOTHING, Call, LocalPeer, Outcome, open_engine, open_local
+from iii_trio.modules.stream import StreamModule
 from iii_trio.protocol import NULL, Json
 from iii_trio.protocol.errors import WireError
 from iii_trio.protocol.limits import STREAM_PROVIDER_CALLS
+from iii_trio.stores import open_memory
 
 OPERATIONS = ("get", "set", "delete", "list", "list_groups")
 
@@ -104,6 +107,18 @@ async def test_answers_and_errors_of_reads_pass_as_they_are(operation: str) -> N
         ("update", Outcome(NULL), "STREAM_UPDATE_ERROR", "Failed to update value: Function returned no result"),
         ("set", Outcome(Json.of([])), "JSON_ERROR", "Failed to convert result to value: expected an object"),
         ("update", Outcome(Json.of({})), "JSON_ERROR", "Failed to convert result to value: missing field `new_value`"),
+        (
+            "set",
+            Outcome(Json(b'{"new_value":1e999}')),
+            "JSON_ERROR",
+            "Failed to convert result to value: Number out of range - at `$[...]`",
+        ),
+        (
+            "set",
+            Outcome(Json(b'{"new_value":%s%s}' % (b"[" * 125, b"]" * 125))),
+            "STREAM_SET_ERROR",
+            "Failed to set value: the value would be nested deeper than 124 levels",
+        ),
         (
             "set",
             Outcome.failed(WireError("mine", "OWN")),
@@ -245,6 +260,34 @@ async def test_a_provider_has_as_long_as_its_caller(autojump_clock: trio.testing
         assert refused.value.code == "TIMEOUT"
         await trio.sleep(1)
         assert port.module.statistics().providers == 0
+
+
+async def test_a_provider_has_as_long_as_it_takes_where_calls_have_no_deadline(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def slow(call: Call, data: Json) -> Json:
+        await trio.sleep(7200)
+        return Json.of({"new_value": 1})
+
+    async with open_memory() as store, open_engine(default_timeout_s=0) as core, open_local(core, "user") as user:
+        user.register("stream::set(s)", slow, task=True)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(StreamModule(Live(StreamSettings()), store, listen=False).run, core)
+            assert await ask(user, "stream::set", {**address(), "data": 1}) == {"old_value": None, "new_value": 1}
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("operation", ["set", "update", "delete"])
+async def test_a_write_with_an_answer_that_is_no_json_holds_up_no_later_one(operation: str) -> None:
+    async with stream() as (_, user, port):
+        mine = record(user, f"stream::{operation}(s)", Outcome(Json(b'{"new_value":1e999}')))
+        payload = {**address(), "data": 1, "ops": []}
+        with pytest.raises(WireError, match="JSON_ERROR"):
+            await ask(user, f"stream::{operation}", payload)
+        mine.answer = Outcome(Json.of({"new_value": 2}))
+        with trio.fail_after(30):
+            await ask(user, f"stream::{operation}", payload)
+        assert len(port.module._parts.functions._turns) == 0  # type: ignore[union-attr]
 
 
 async def test_joins_show_what_the_provider_has() -> None:

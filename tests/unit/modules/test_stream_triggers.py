@@ -171,3 +171,17 @@ async def test_a_worker_that_leaves_takes_its_bindings_along() -> None:
         assert port_bindings(port) == 1
         core.triggers.unregister(binding.id)
         assert port_bindings(port) == 0
+
+
+async def test_each_type_says_what_its_functions_get_and_a_join_what_it_may_answer() -> None:
+    async with stream() as (core, _user, _port):
+        titles = {}
+        for claim in core.triggers.types():
+            formats = (claim.config_format, claim.call_format, claim.return_format)
+            titles[claim.id] = [shown and shown["title"] for shown in (text.decode() for text in formats)]
+        subscription = ["StreamSubscriptionTriggerConfig", "StreamSubscription"]
+        assert titles == {
+            "stream": ["StreamTriggerConfig", "StreamEvent", None],
+            "stream:join": [*subscription, "StreamJoinResult"],
+            "stream:leave": [*subscription, None],
+        }

@@ -83,7 +83,7 @@ async def test_several_files_are_of_one_moment_under_load(tmp_path: Path) -> Non
 
         for name in "abcdefgh":
             nursery.start_soon(write, name)
-        for number in range(20):
+        for number in range(8):
             while not await effects.items("s"):
                 pass
             snapshots = {"first": first.snapshot(), "second": second.snapshot()}

@@ -2,7 +2,8 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,26 @@ async def test_what_stands_beside_a_write_is_written_with_it_or_not_at_all(store
     )
     assert gone == Expired((("s", "k", b"4"),), None)
     assert await noted() == [*expected, "('s', 'k', b'4')"]
+
+
+async def test_a_damaged_row_in_the_place_of_an_entry_makes_room_for_it(tmp_path: Path) -> None:
+    def entries(value: bytes, _old: bytes | None, _new: bytes | None) -> list[Entry]:
+        return [Entry("notes", "n", "k", value)]
+
+    path = tmp_path / "store.db"
+    async with open_sqlite(path, inline=True) as store:
+        kv, notes = WaitingKeyValue(store.key_value("state")), WaitingKeyValue(store.key_value("notes"))
+        writes: list[Callable[[Any], Awaitable[object]]] = [
+            lambda beside: kv.set("s", "k", b"1", beside=beside),
+            lambda beside: kv.update("s", "k", lambda _: Change(b"2", None), beside=beside),
+            lambda beside: kv.delete("s", "k", beside=beside),
+        ]
+        for number, write in enumerate(writes):
+            await notes.set("n", "k", b"old")
+            with closing(sqlite3.connect(path)) as connection, connection:
+                connection.execute("UPDATE kv SET value = x'00' WHERE space = 'notes'")
+            await write(partial(entries, b"%d" % number))
+            assert await notes.items("n") == [("k", b"%d" % number)]
 
 
 async def test_too_large_an_entry_beside_a_write_fails_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ class StateFunctions:
         limit = self.settings.value.max_value_bytes
         if limit is not None and len(value) > limit:
             raise self.refuse_size(len(value), limit)
-        recording = self._recording(call, SET_ERROR, scope, key)
+        recording = self._begin_write(call, SET_ERROR, scope, key)
 
         def done(old: bytes | None) -> None:
             before = b"null" if old is None else old
@@ -137,7 +137,7 @@ class StateFunctions:
             expires_at_ms=expires_at_ms,
             beside=None if recording is None else recording.beside,
         )
-        return self._write(call, SET_ERROR, scope, key, submit, done, expires_at_ms)
+        return self._write(call, SET_ERROR, submit, done, expires_at_ms)
 
     def _get(self, call: Call, data: Json) -> Later:
         """`{"scope", "key"}` → the value; no result at all when the key is missing."""
@@ -153,14 +153,14 @@ class StateFunctions:
         """`{"scope", "key"}` → the removed value; no result at all when there was none. Fires in either case."""
         fields = call_fields(call, data)
         scope, key = fields.text("scope"), fields.text("key")
-        recording = self._recording(call, DELETE_ERROR, scope, key)
+        recording = self._begin_write(call, DELETE_ERROR, scope, key)
 
         def done(old: bytes | None) -> None:
             call.succeed(ABSENT if old is None else Json(old))
             self._written(call, recording, scope, key, old, None)
 
         submit = partial(self.store.delete, scope, key, beside=None if recording is None else recording.beside)
-        return self._write(call, DELETE_ERROR, scope, key, submit, done)
+        return self._submit(call, DELETE_ERROR, submit, done)
 
     def _update(self, call: Call, data: Json) -> Later:
         """`{"scope", "key", "ops", "ttl_ms"?}` → `{"old_value", "new_value", "errors"?}` (§4)."""
@@ -172,7 +172,7 @@ class StateFunctions:
             raise fields.refuse(str(error)) from None
         expires_at_ms = self._expires_at(fields)
         limit = self.settings.value.max_value_bytes
-        recording = self._recording(call, UPDATE_ERROR, scope, key)
+        recording = self._begin_write(call, UPDATE_ERROR, scope, key)
 
         def done(updated: Updated[Decided]) -> None:
             old, decided = updated.old, updated.answer
@@ -193,7 +193,7 @@ class StateFunctions:
             expires_at_ms=expires_at_ms,
             beside=None if recording is None else recording.beside,
         )
-        return self._write(call, UPDATE_ERROR, scope, key, submit, done, expires_at_ms)
+        return self._write(call, UPDATE_ERROR, submit, done, expires_at_ms)
 
     def _list(self, call: Call, data: Json) -> Later:
         """`{"scope"}` → the scope's values, in the order in which their keys were first set.
@@ -270,7 +270,15 @@ class StateFunctions:
         ttl_ms = fields.whole_or_none("ttl_ms", formats.LONGEST_TTL_MS)
         return None if ttl_ms is None else self._now_ms() + ttl_ms
 
-    def _recording(self, call: Call, failure: str, scope: str, key: str) -> Recording | None:
+    def _begin_write(self, call: Call, failure: str, scope: str, key: str) -> Recording | None:
+        """What records the durable deliveries of a write, None if nobody wants any; a key whose time is up goes first.
+
+        First also in the order of events: their numbers are given in the order in which the store gets the operations.
+        """
+        try:
+            self.expiry.ahead_of_write(scope, key)
+        except StoreClosed as error:
+            raise self._failure(failure, error) from None
         recording = self.telling.recording(call, scope, key)
         if recording is not None and self.telling.outbox.full:
             why = "too many events of durable triggers wait for their queue. Look at the log for what holds it up."
@@ -288,17 +296,11 @@ class StateFunctions:
         self,
         call: Call,
         failure: str,
-        scope: str,
-        key: str,
         submit: Callable[[OnDone[T]], None],
         done: Callable[[T], None],
         expires_at_ms: int | None = None,
     ) -> Later:
-        """`_submit` for what must not find a key whose time is up, and may give it one."""
-        try:
-            self.expiry.ahead_of_write(scope, key)
-        except StoreClosed as error:
-            raise self._failure(failure, error) from None
+        """`_submit` for what `_begin_write` has begun, and which may give its key a time."""
         later = self._submit(call, failure, submit, done)
         if expires_at_ms is not None:
             self.expiry.note(expires_at_ms)

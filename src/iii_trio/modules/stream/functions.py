@@ -15,7 +15,7 @@ from attrs import define, field
 
 from ...config import Live, StreamSettings
 from ...engine import LATER, Call, Firing, Later, LocalPeer, Outcome
-from ...protocol import ABSENT, NULL, Json
+from ...protocol import ABSENT, NULL, Json, JsonError
 from ...protocol.codec import encode_value
 from ...protocol.errors import StoreError, WireError
 from ...protocol.limits import MAX_DEPTH
@@ -405,7 +405,10 @@ class StreamFunctions:
             if failure == DELETE_ERROR:
                 return {}  # old Python SDKs answer a delete with nothing
             raise self._failure(failure, "Function returned no result")
-        answer = outcome.result.decode()
+        try:
+            answer = outcome.result.decode()
+        except JsonError as error:
+            raise self._misfit(str(error)) from None
         if not isinstance(answer, dict):
             raise self._misfit("expected an object")
         if failure != DELETE_ERROR and "new_value" not in answer:
@@ -428,8 +431,9 @@ class StreamFunctions:
         if operation == "delete" and old is None:
             call.succeed(result)
             return
-        self._announce(call, address, kind, data)
         failure, group = FAILED_WRITES[operation], address[:2]
+        self._check(failure, data)
+        self._announce(call, address, kind, data)
         recording = None if self.far is not None else self._recording(call, failure, group, address[2])
         if recording is None:
             call.succeed(result)

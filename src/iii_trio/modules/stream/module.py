@@ -113,6 +113,7 @@ class StreamModule:
                     description="Asks a function whether a subscriber may join a stream.",
                     config_format=formats.SUBSCRIPTION_CONFIG,
                     call_format=formats.SUBSCRIPTION_EVENT,
+                    return_format=formats.JOIN_RESULT,
                 )
                 peer.provide(
                     "stream:leave",

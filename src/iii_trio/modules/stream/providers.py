@@ -1,6 +1,5 @@
 """Streams whose data a worker keeps: the functions `stream::get(NAME)` and so on, found at each call (§3.1)."""
 
-import math
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -45,9 +44,8 @@ class Providers:
             on_done(Outcome.failed(WireError(text, errors.WORKER_OVERLOADED)))
             return
         timeout_s: float | None = SNAPSHOT_S
-        if call is not None:
-            left_s = call.deadline - self.core.clock.now()
-            timeout_s = max(left_s, 0.001) if math.isfinite(left_s) else None
+        if call is not None:  # a deadline of 0 is none
+            timeout_s = max(call.deadline - self.core.clock.now(), 0.001) if call.deadline else None
         self.running += 1
 
         def done(outcome: Outcome) -> None:

@@ -22,6 +22,7 @@ from ...protocol import NULL, Json, JsonError
 from ...protocol.codec import encode_value
 from ...protocol.errors import WireError
 from ..remote import Remote
+from ..remote_state import failed_ops
 from .events import Event, Stamps, event
 from .subscribers import Hub
 
@@ -77,7 +78,7 @@ class RemoteStreams:
         if call.function.id == "stream::delete":
             if old is not None:
                 self.announce(call, address, b"delete", Json.of(old))
-        elif "new_value" in answer and (old is not None or ops is None or len(answer.get("errors") or ()) < ops):
+        elif "new_value" in answer and (old is not None or ops is None or failed_ops(outcome.result) < ops):
             self.announce(call, address, b"create" if old is None else b"update", Json.of(new))
         call.finish(outcome)
 

@@ -20,7 +20,7 @@ from ...engine import Engine, Firing, LocalPeer
 from ...engine.sessions import query_params
 from ...protocol import NULL, Json
 from ...protocol.limits import LATE_WAKEUP_S, STREAM_MESSAGE, STREAM_OUTBOX, STREAM_SOCKETS
-from ...transport import Connection, Framing, HandshakeError, Outbox, Refusal, Request, WaitingRoom, accept
+from ...transport import Connection, Framing, HandshakeError, OriginGate, Outbox, Refusal, Request, WaitingRoom, accept
 from .sessions import Session, ask_auth, read_path
 from .subscribers import Hub
 from .triggers import Watches
@@ -45,6 +45,14 @@ class SocketStatistics:
 
 
 @define(eq=False)
+class _Accepting:
+    """The accept loops on one set of listeners. `ended`: the listeners are closed, and their addresses free."""
+
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    ended: trio.Event = field(factory=trio.Event)
+
+
+@define(eq=False)
 class Sockets:
     """Everything accepted on the stream port."""
 
@@ -56,10 +64,11 @@ class Sockets:
     settings: Live[StreamSettings]
     tls: ssl.SSLContext | None = None
     _open: dict[Connection, None] = field(factory=dict, init=False)
+    _origins: OriginGate = field(factory=lambda: OriginGate("the stream port", "iii-stream"), init=False)
     _waiting_room: WaitingRoom = field(factory=WaitingRoom, init=False)
     _refused: int = field(default=0, init=False)
-    _start_accepting: Callable[..., Awaitable[trio.CancelScope]] | None = field(default=None, init=False)
-    _accepting: trio.CancelScope | None = field(default=None, init=False)
+    _start_accepting: Callable[..., Awaitable[_Accepting]] | None = field(default=None, init=False)
+    _accepting: _Accepting | None = field(default=None, init=False)
 
     async def serve(
         self,
@@ -90,28 +99,31 @@ class Sockets:
                 self._accepting = await self._start_accepting(list(listeners))
         finally:
             if before is not None:
-                before.cancel()
+                before.scope.cancel()
+        if before is not None:
+            await before.ended.wait()
 
     async def _accept(
         self,
         handlers: trio.Nursery,
         listeners: list[trio.SocketListener],
         *,
-        task_status: trio.TaskStatus[trio.CancelScope],
+        task_status: trio.TaskStatus[_Accepting],
     ) -> None:
-        scope = trio.CancelScope()
+        accepting = _Accepting()
         try:
-            with scope:
+            with accepting.scope:
                 async with trio.open_nursery() as nursery:
                     served: list[Any] = [*listeners]
                     if self.tls is not None:  # the handshake comes with the first read, within the upgrade's deadline
                         served = [trio.SSLListener(one, self.tls, https_compatible=True) for one in listeners]
                     serve = partial(trio.serve_listeners, self.handle, served, handler_nursery=handlers)
                     await nursery.start(serve, name="stream accept loop")
-                    task_status.started(scope)
+                    task_status.started(accepting)
         finally:
             for listener in listeners:  # cancelled before anybody listened, nobody else closes them
                 listener.socket.close()
+            accepting.ended.set()
 
     async def _sweep(self) -> None:
         while True:
@@ -154,8 +166,8 @@ class Sockets:
         refusal = None
         if self.core.draining:
             refusal = Refusal(503, STOPPING, (("retry-after", "1"),))
-        elif not _may_come(request, self.settings.value.allowed_origins):
-            refusal = Refusal(403, "Pages of this origin are not admitted.\n")
+        else:
+            refusal = self._origins.refuse(request, self.settings.value.allowed_origins)
         self._refused += refusal is not None
         return refusal
 
@@ -192,6 +204,7 @@ class Sockets:
             framing,
             outbox=Outbox(busy_mark=STREAM_OUTBOX),
             on_binary=on_binary,
+            budget=self.core.budget,
             name=f"subscriber {_address(stream)}",
         )
         connection.message_limit = STREAM_MESSAGE
@@ -218,12 +231,6 @@ class Sockets:
     def statistics(self) -> SocketStatistics:
         """A frozen picture of the port."""
         return SocketStatistics(len(self._waiting_room), len(self._open), self._refused)
-
-
-def _may_come(request: Request, allowed: Sequence[str]) -> bool:
-    """Whether a page of the request's origin may connect. What names no origin is no page."""
-    origin = next((value for name, value in request.headers if name == "origin"), None)
-    return origin is None or not allowed or "*" in allowed or origin in allowed
 
 
 def auth_input(request: Request, address: str) -> dict[str, object]:
