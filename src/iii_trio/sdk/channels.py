@@ -42,6 +42,10 @@ Direction = Literal["read", "write"]
 DialEnd = Callable[["ChannelRef"], Awaitable[tuple[trio.abc.Stream, Framing, bytes]]]
 
 
+class CutOff(trio.BrokenResourceError):
+    """The other side of a channel has gone, or cannot be reached: no fault of who uses this one."""
+
+
 @frozen
 class ChannelRef:
     """What stands for an end of a channel in a payload. The key is a secret: it is the right to that end."""
@@ -153,10 +157,11 @@ class _Link:
 
     def cut(self, code: int) -> None:
         """End at once, with a Close frame of that code if one fits in."""
-        if self.connection is None:
+        if self.connection is None and self._close_code is None:
             self.close(code)
-        else:
-            self._close_code = code
+            return
+        self._close_code = code  # of a close, too, that is still on its way to a connection
+        if self.connection is not None:
             self._scope.cancel()
 
     async def _run(self) -> None:
@@ -229,7 +234,7 @@ class ChannelSender(MessageSender):
             connection = link.connection
             if link.over is not None or (connection is not None and connection.closing):
                 await link.wait_ended()
-                raise trio.BrokenResourceError(f"the channel takes nothing any more: {link.over}")
+                raise CutOff(f"the channel takes nothing any more: {link.over}")
             if connection is None:
                 link.start()
                 await link.wait_opened()
@@ -333,7 +338,7 @@ class ChannelReceiver(MessageReceiver):
             elif link.complete:
                 return None
             else:
-                raise trio.BrokenResourceError(f"the channel was cut off: {link.over}")
+                raise CutOff(f"the channel was cut off: {link.over}")
 
     async def aclose(self) -> None:
         """Stop receiving; a sender that is still there is told."""

@@ -26,7 +26,7 @@ from iii_trio.protocol.errors import WireError
 from iii_trio.protocol.json import ABSENT, Json, JsonError
 from iii_trio.protocol.messages import ErrorBody, InvocationResult
 
-from .channels import arriving
+from .channels import CutOff, arriving
 from .errors import INVALID_INPUT, SERIALIZATION_ERROR
 from .functions import Function
 from .invocation import CONNECTION_LOST, CURRENT, Invocation
@@ -347,5 +347,8 @@ def _failure(invocation: Invocation, errors: BaseExceptionGroup[Any]) -> WireErr
     if isinstance(error, WireError):
         log.info("invocation %s of %s: %s", invocation.id, invocation.function_id, error)
         return WireError(error.message, error.code, error.stacktrace or trace)
-    log.error("invocation %s of %s failed", invocation.id, invocation.function_id, exc_info=error)
+    if isinstance(error, CutOff):  # such as an HTTP client that leaves: whose call it is has heard of it, or has left
+        log.info("invocation %s of %s: %s", invocation.id, invocation.function_id, error)
+    else:
+        log.error("invocation %s of %s failed", invocation.id, invocation.function_id, exc_info=error)
     return WireError(str(error) or type(error).__name__, wire.INVOCATION_FAILED, trace)

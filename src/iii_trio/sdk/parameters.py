@@ -35,7 +35,7 @@ def readings_of(hints: Mapping[str, Any], is_object: Callable[[Any], bool]) -> d
     """
     found: dict[str, dict[str | None, Reading]] = {}
     for member in MEMBERS:
-        hint = _bare(hints.get(member))
+        hint = bare(hints.get(member))
         cls = get_origin(hint) or hint
         each: dict[str | None, Any] = {}
         if is_object(hint):
@@ -66,7 +66,7 @@ def read(payload: Mapping[str, Any], readings: Mapping[str, Mapping[str | None, 
     return made
 
 
-def _bare(hint: Any) -> Any:
+def bare(hint: Any) -> Any:
     """An annotation without what says nothing of its values: `Annotated`, `NewType`, the alternative of None."""
     while True:
         if get_origin(hint) is Annotated:
@@ -84,7 +84,7 @@ def _bare(hint: Any) -> Any:
 
 def _reading(hint: Any) -> Reading | None:
     """How a parameter of this annotation is read; None where it is taken as it came."""
-    hint = _bare(hint)
+    hint = bare(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in _LISTS or origin in _LISTS:
         item = _reading(arguments[0]) if arguments and (origin is not tuple or arguments[1:] == (...,)) else None
@@ -97,12 +97,19 @@ def _reading(hint: Any) -> Reading | None:
         return _of_text(_int, "an integer")
     if hint is float:
         return _of_text(_float, "a number")
-    choices: Sequence[Any] = arguments if origin is Literal else ()
+    choices = _choices(hint)
+    return None if all(isinstance(choice, str) for choice in choices) else _among(choices)
+
+
+def _choices(hint: Any) -> Sequence[Any]:
+    """What a `Literal` or an enum allows; nothing for any other annotation."""
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        choices = [member.value for member in hint]
+        return [member.value for member in hint]
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _among(choices: Sequence[Any]) -> Reading:
     written = {str(choice).lower() if isinstance(choice, bool) else str(choice): choice for choice in choices}
-    if all(isinstance(choice, str) for choice in choices):
-        return None
     return _of_text(written.get, "one of " + ", ".join(written))
 
 
@@ -125,20 +132,29 @@ def _each(value: Any, item: Reading | None) -> Any:
 
 
 def _first(hints: Sequence[Any]) -> Reading | None:
-    """Of several annotations the first that a text fits, the narrow ones first; none where text fits anyway."""
+    """Of several annotations the first that a text fits, the narrow ones first; none where text fits anyway.
+
+    Several texts are for those that are lists.
+    """
     order = {bool: 0, int: 1, float: 2}
-    readings = [_reading(hint) for hint in sorted(hints, key=lambda hint: order.get(_bare(hint), 3))]
-    if str in hints or not all(readings):
-        return None
+    readings: list[Reading] = []
+    of_lists: list[Reading] = []
+    for hint in sorted(map(bare, hints), key=lambda hint: order.get(hint, 3)):
+        one = _reading(hint) or (_among(choices) if (choices := _choices(hint)) else None)
+        if one is None:
+            return None
+        readings.append(one)
+        if (get_origin(hint) or hint) in _LISTS:
+            of_lists.append(one)
 
     def reading(value: Any) -> Any:
         complaints: list[str] = []
-        for one in readings:
+        for one in of_lists or readings if isinstance(value, list) else readings:
             try:
-                return one(value) if one is not None else value
+                return one(value)
             except BadParameter as error:
                 complaints.append(str(error))
-        raise BadParameter("; ".join(complaints))
+        raise BadParameter("; ".join(dict.fromkeys(complaints)))
 
     return reading
 

@@ -17,8 +17,8 @@ from cattrs import Converter
 from iii_trio.protocol import cancellation, codec
 from iii_trio.protocol import errors as wire
 from iii_trio.protocol.errors import ProtocolError, WireError
-from iii_trio.protocol.json import ABSENT, Json
-from iii_trio.protocol.limits import MAX_MESSAGE, PING_AFTER_S
+from iii_trio.protocol.json import ABSENT, Json, JsonError
+from iii_trio.protocol.limits import DEADLINE_S, MAX_MESSAGE, PING_AFTER_S
 from iii_trio.protocol.messages import (
     Action,
     CancelInvocation,
@@ -46,6 +46,7 @@ from .providers import Bindings
 from .registry import Registry
 
 CANCEL_V1: Final = "cancel.v1"
+DEADLINE_MS: Final = round(DEADLINE_S * 1000)
 CHECK_S: Final = 5.0
 """How often the connection is checked for silence, and a paused reader let through for one batch."""
 
@@ -278,11 +279,17 @@ class Session:
     def _on_invocation(self, envelope: codec.Envelope) -> None:
         function_id = envelope.function_id or ""
         data = Json(bytes(envelope.data))
-        budget_s = math.inf if envelope.deadline_ms is None else max(0, envelope.deadline_ms) / 1000
+        deadline_ms = envelope.deadline_ms
+        budget_s = math.inf if deadline_ms is None else max(0, min(deadline_ms, DEADLINE_MS)) / 1000
+        metadata, failure = None, None
+        try:
+            metadata = Json(bytes(envelope.metadata)).decode()
+        except JsonError as error:  # like a payload's: JSON, but with a number that is none to us, for instance
+            failure = WireError(f"metadata of a call of {function_id}: {error}", errors.INVALID_INPUT)
         invocation = Invocation(
             id=envelope.invocation_id or str(uuid.uuid4()),
             function_id=function_id,
-            metadata=Json(bytes(envelope.metadata)).decode(),
+            metadata=metadata,
             deadline=trio.current_time() + budget_s,
             traceparent=envelope.traceparent,
             baggage=envelope.baggage,
@@ -290,8 +297,8 @@ class Session:
         )
         function = self.registry.function(function_id)
         if function is None:
-            failure: WireError | None = WireError(f"Function '{function_id}' not found", wire.FUNCTION_NOT_FOUND)
-        else:
+            failure = WireError(f"Function '{function_id}' not found", wire.FUNCTION_NOT_FOUND)
+        elif failure is None:
             failure = self.handlers.start(function, invocation, data)
         if failure is not None:
             self.push(outcome(invocation, None, failure))

@@ -147,8 +147,12 @@ def _array_hook(converter: cattrs.Converter, hint: Any) -> Callable[[Any, Any], 
     return structure
 
 
+def _is_request(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, HttpRequest)
+
+
 def _request_hook(converter: cattrs.Converter, hint: Any) -> Callable[[Any, Any], Any]:
-    fields = make_dict_structure_fn(HttpRequest, converter)
+    fields = make_dict_structure_fn(hint, converter)
     return lambda value, _: with_ends(fields(value, hint), channels.arrivals_now(), value)
 
 
@@ -184,7 +188,7 @@ def make_converter() -> cattrs.Converter:
     for end in (ChannelSender, ChannelReceiver):
         converter.register_unstructure_hook(end, channels.unstructure)
 
-    converter.register_structure_hook_factory(partial(operator.is_, HttpRequest), partial(_request_hook, converter))
+    converter.register_structure_hook_factory(_is_request, partial(_request_hook, converter))
     converter.register_structure_hook_factory(_is_int_keyed, partial(_int_keyed_hook, converter))
     converter.register_structure_hook_factory(_is_array_type, partial(_array_hook, converter))
     configure_union_passthrough(str | int | float | bool | None, converter)
@@ -226,7 +230,7 @@ def structure(value: Any, hint: Any, converter: cattrs.Converter = CONVERTER) ->
     if hint not in _prepared:
         prepare(hint)
     try:
-        if (readings := _parameters.get(hint)) is not None:
+        if (readings := _parameters.get(hint)) is not None and isinstance(value, dict):
             value = parameters.read(value, readings)
         return converter.structure(value, hint)
     except parameters.BadParameter as error:
@@ -257,6 +261,8 @@ def prepare(hint: Any) -> None:
             prepare(part)
     cls = get_origin(hint) or hint
     if not _is_object_type(cls):
+        if readings := _parameters.get(parameters.bare(hint)):
+            _parameters[hint] = readings
         return
     if attrs.has(cls):
         attrs.resolve_types(cls, include_extras=True)

@@ -45,8 +45,8 @@ class Recorder:
         return self.answer
 
     async def wait(self, count: int) -> list[Any]:
-        """The payloads, once there are `count` of them; fails after 5 s."""
-        with trio.fail_after(5):
+        """The payloads, once there are `count` of them; fails after 30 s."""
+        with trio.fail_after(30):
             while len(self.payloads) < count:
                 await self._changed.wait()
         return self.payloads

@@ -98,6 +98,9 @@ ALIKE: Final = {
     "asterisk": b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n",
     "http/1.0": b"GET / HTTP/1.0\r\n\r\n",
     "http/1.0 and more": b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n" + NEXT,
+    "http/1.0 and an offer": b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n"
+    + GET
+    + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n",
     "a body": POST + b"content-length: 5\r\n\r\nhello",
     "a body and a request": POST + b"content-length: 5\r\n\r\nhello" + NEXT,
     "half a body": POST + b"content-length: 5\r\n\r\nhel",

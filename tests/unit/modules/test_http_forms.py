@@ -48,6 +48,9 @@ def test_multipart_parts() -> None:
         (BOUNDARY, b"no parts at all", "not valid multipart"),
         (BOUNDARY, PARTS[:60], "last boundary is missing"),
         ("multipart/form-data; boundary=YY", PARTS, "not valid multipart"),
+        ("multipart/form-data; boundary=€", PARTS, "not valid multipart"),
+        ("multipart/form-data; boundary=XX; €=1", PARTS[:60], "last boundary is missing"),
+        ("multipart/form-data; boundary=" + "X" * 5000, PARTS, "not valid multipart"),
     ],
 )
 def test_what_is_no_form(content_type: str, body: bytes, words: str, caplog: pytest.LogCaptureFixture) -> None:

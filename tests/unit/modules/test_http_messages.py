@@ -17,6 +17,7 @@ from iii_trio.modules.http.messages import (
     new_error_id,
     read_request,
     skipped,
+    stream_headers,
 )
 from iii_trio.modules.http.routes import Match, Routes
 from iii_trio.protocol import Json
@@ -230,6 +231,7 @@ JSON = (b"content-type", b"application/json")
         ({"status_code": 404.5, "body": 0}, 200, b"0"),
         ({"status_code": "٤٠٤", "body": 0}, 200, b"0"),
         ({"status_code": "", "body": 0}, 200, b"0"),
+        ({"status_code": "4" * 5000, "body": 0}, 200, b"0"),
         ({"status_code": True, "body": 0}, 200, b"0"),
         ({"status_code": 201}, 201, b"{}"),
         ({"headers": None}, 200, b"{}"),
@@ -287,6 +289,16 @@ def test_headers_that_can_be_sent_are_sent(given: object, sent: list[tuple[bytes
     assert from_result({"headers": given, "body": 1}).headers == (JSON, *sent)
 
 
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [("3", 3), (" 3 ", 3), ("0", 0), ("-1", None), ("1,1", None), ("", None), ("٣", None), ("9" * 5000, None)],
+)
+def test_a_stream_declares_its_length_if_that_is_one(given: str, length: int | None) -> None:
+    declared = () if length is None else ((b"content-length", b"%d" % length),)
+    fields = {"X-A": "1", "Content-Length": given}
+    assert stream_headers(fields) == (((b"x-a", b"1"), *declared), length)
+
+
 def test_envelopes() -> None:
     assert envelope(404, "NOT_FOUND", "Not Found") == Response(
         404, (JSON,), b'{"error":{"code":"NOT_FOUND","message":"Not Found"}}'
@@ -309,7 +321,7 @@ def test_error_ids_are_twelve_hexadecimal_digits_and_never_the_same() -> None:
 # -- CORS -------------------------------------------------------------------------------------------------------------
 
 VARY = "origin, access-control-request-method, access-control-request-headers"
-LISTED = CorsSettings(allowed_origins=("https://a", "https://b"), allowed_methods=("GET", "POST"))
+LISTED = CorsSettings(allowed_origins=("https://a", "https://b", "https://é"), allowed_methods=("GET", "POST"))
 OPEN = CorsSettings()
 MIXED = CorsSettings(allowed_origins=("https://a", "*"))
 
@@ -327,6 +339,7 @@ def shown(response: Response) -> dict[str, str]:
         (OPEN, "https://a", {"allow-origin": "*"}),
         (MIXED, "https://c", {"allow-origin": "*"}),
         (LISTED, "https://b", {"allow-origin": "https://b"}),
+        (LISTED, "https://é", {"allow-origin": "https://é"}),
         (LISTED, "https://c", {}),
         (LISTED, "https://A", {}),
         (LISTED, None, {}),

@@ -97,6 +97,20 @@ async def test_it_is_served_where_the_settings_say_and_no_route_does(autojump_cl
         assert (await house.ask("/docs")).json == 1
 
 
+async def test_it_is_there_to_be_read_only_and_a_slash_before_its_path_may_be_missing(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_house(openapi_path="docs") as house:
+        for method in ("POST", "DELETE"):
+            refused = await house.ask("/docs", method)
+            assert (refused.status, refused.code, refused.headers["allow"]) == (405, "METHOD_NOT_ALLOWED", "GET,HEAD")
+        assert (await house.ask("/docs", "HEAD")).status == 200
+        assert (await house.ask("/docs")).json["openapi"] == "3.1.0"
+        function(house, "f")
+        house.change(not_found_function="f")
+        assert (await house.ask("/docs", "POST")).status == 405
+
+
 async def operation(formats: dict[str, Any], path: str = "/x", method: str = "POST", **more: Any) -> tuple[Any, Any]:
     """What the document says of one route, and the whole document, which is valid."""
     async with open_house(openapi_path="/openapi.json") as house:
@@ -216,6 +230,7 @@ async def test_a_wildcard_and_a_parameter_in_one_place_are_one_path(autojump_clo
 FORMATS: dict[str, Any] = {
     "no schema": {"type": "strng"},
     "nonsense inside": {"properties": {"body": {"properties": {"a": 5}}}},
+    "properties that are none": {"properties": [], "required": ["body"], "allOf": [{}]},
     "a list": [1, 2],
     "a wrong pattern": {"properties": {"body": {"type": "string", "pattern": "("}}},
     "a reference to nothing": {"properties": {"body": {"$ref": "#/$defs/missing"}}},
@@ -227,6 +242,12 @@ FORMATS: dict[str, Any] = {
     },
     "itself": {"properties": {"body": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}},
     "nothing but itself": {"$ref": "#"},
+    "itself and more": {"allOf": [{"$ref": "#"}, {"type": "object"}]},
+    "what it is not": {"allOf": [{"not": {"$ref": "#"}}]},
+    "itself among others": {
+        "$defs": {"A": {"type": "object", "anyOf": [{"allOf": [{"$ref": "#/$defs/B"}]}, {}]}, "B": {"$ref": "#/$defs/A"}},
+        "properties": {"body": {"$ref": "#/$defs/A"}},
+    },
     "a name of another": {
         "$id": "https://example.com/schema",
         "$schema": "http://json-schema.org/draft-07/schema#",

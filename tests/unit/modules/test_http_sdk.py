@@ -149,6 +149,42 @@ async def test_a_handler_that_fails_after_its_first_bytes_is_cut_off(autojump_cl
         assert client.reply.body == b"half"
 
 
+@pytest.mark.parametrize("what", ["the response", "the body"])
+async def test_a_handler_that_hears_of_its_clients_leaving_by_a_channel_has_no_bug(
+    what: str, nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    worker, begun, heard = Worker("w"), trio.Event(), trio.Event()
+
+    @worker.http("POST", "x")
+    @worker.function("f")
+    async def f(request: HttpRequest) -> None:
+        assert await request.request_body.receive_some() == b"first"
+        begun.set()
+        try:
+            with trio.CancelScope(shield=True):  # else that the call is cancelled is mostly heard of first
+                while True:
+                    if what == "the response":
+                        await request.response.send_all(b"more")
+                        await trio.sleep(1)
+                    else:
+                        await request.request_body.receive_some()
+        finally:
+            heard.set()
+
+    async with serving(worker) as house:
+        client = house.client("POST", "/x", {"transfer-encoding": "chunked"})
+        client.sends(b"first")
+        nursery.start_soon(client.run)
+        await begun.wait()
+        client.leaves()
+        await heard.wait()
+        await wait_all_tasks_blocked()
+    told = [record for record in caplog.records if "f: the channel " in record.getMessage()]
+    assert [record.levelname for record in told] == ["INFO"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_a_route_may_be_given_more_time(autojump_clock: MockClock) -> None:
     worker = Worker("w")
 

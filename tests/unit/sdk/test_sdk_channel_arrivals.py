@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from iii_trio import ChannelReceiver, ChannelSender, Client, InvocationError, Worker, open_client
+from iii_trio import ChannelReceiver, ChannelSender, Client, HttpRequest, InvocationError, Worker, open_client
 from iii_trio.engine import Engine, Listener, open_engine
 from iii_trio.sdk import InvalidResult
 
@@ -95,4 +95,42 @@ async def test_a_handler_cancelled_while_its_ends_close_leaves_none_open(
         with trio.move_on_after(5):
             await client.call("f", {"first": one.ref, "second": two.ref})
         await cut_off(second)
+        await cut_off(first)
+
+
+@attrs.frozen
+class Wanted:
+    count: int
+
+
+@attrs.frozen(kw_only=True)
+class NumbersRequest(HttpRequest):
+    """A request whose parameters have types."""
+
+    query_params: Wanted  # type: ignore[assignment]
+
+
+async def test_a_request_class_of_ones_own_has_the_channels_too(autojump_clock: trio.testing.MockClock) -> None:
+    worker = Worker("ends")
+
+    @worker.function("f")
+    async def f(request: NumbersRequest) -> None:
+        await request.response.send_all(bytes(request.query_params.count))
+
+    async with connected(worker) as (_, client):
+        response, read = await client.open_channel()
+        assert await client.call("f", {"query_params": {"count": "3"}, "response": response.ref}) is None
+        async with read:
+            assert await read.receive_all(10) == bytes(3)
+
+
+async def test_an_unused_end_whose_close_is_cancelled_while_it_connects_is_no_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with connected(Worker("ends")) as (_, client):
+        one, first = await client.open_channel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.aclose)
+            await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
         await cut_off(first)

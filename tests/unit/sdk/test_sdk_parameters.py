@@ -37,6 +37,8 @@ class Filter:
     numbers: list[int] = Factory(list)
     marks: set[float] = Factory(set)
     pair: tuple[bool, ...] = ()
+    several: int | list[int] = 0
+    most: Literal["all"] | int = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,10 @@ def asked(query: dict[str, Any], **other: Any) -> Filter:
         ("numbers", ["1", "2"], [1, 2]),
         ("marks", ["1", "1.0"], {1.0}),
         ("pair", ["true", "0"], (True, False)),
+        ("several", "1", 1),
+        ("several", ["1", "2"], [1, 2]),
+        ("most", "all", "all"),
+        ("most", "5", 5),
     ],
 )
 def test_a_parameter_becomes_what_its_annotation_asks_for(name: str, given: Any, meant: Any) -> None:
@@ -105,12 +111,22 @@ def test_a_parameter_becomes_what_its_annotation_asks_for(name: str, given: Any,
         ("deep", "maybe", "expected true or false, got 'maybe' @ $.query_params.deep"),
         ("level", "3", "expected one of 1, 2, got '3' @ $.query_params.level"),
         ("numbers", ["1", "x"], "expected an integer, got 'x' @ $.query_params.numbers"),
+        ("several", "x", "expected an integer, got 'x' @ $.query_params.several"),
+        ("several", ["1", "x"], "expected an integer, got 'x' @ $.query_params.several"),
+        ("most", "x", "expected an integer, got 'x'; expected one of all, got 'x' @ $.query_params.most"),
     ],
 )
 def test_what_it_is_not_is_said_with_its_name(name: str, given: Any, said: str) -> None:
     with pytest.raises(Mismatch) as complaint:
         asked({name: given})
     assert str(complaint.value).startswith(said)
+
+
+@pytest.mark.parametrize("hint", [Asked | None, Annotated[Asked, "by somebody"]])
+def test_an_annotation_around_the_class_changes_nothing(hint: Any) -> None:
+    assert structure({"path_params": {"id": "7"}, "query_params": {"limit": "5"}}, hint) == Asked({"id": 7}, Filter(5))
+    if hint == Asked | None:
+        assert structure(None, hint) is None
 
 
 def test_nothing_else_is_read() -> None:

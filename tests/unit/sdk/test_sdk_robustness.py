@@ -57,6 +57,31 @@ def test_no_frame_brings_the_client_down(batch: list[dict[str, Any]]) -> None:
         logging.disable(logging.NOTSET)
 
 
+async def test_numbers_beyond_all_bounds_cost_their_call_at_most(autojump_clock: MockClock) -> None:
+    worker = Worker("w")
+
+    @worker.function("f")
+    async def f(payload: Any) -> Any:
+        return payload
+
+    async with fake_engine() as engine, worker.connect(open_stream=engine.open_stream):
+        peer = await engine.peer()
+        for key, number in (("metadata", b'{"x": 1e999}'), ("data", b"1e999"), ("deadline_ms", b"1" + 400 * b"0")):
+            peer.send_raw(
+                b'{"type": "invokefunction", "function_id": "f", "invocation_id": "%s", "%s": %s}'
+                % (key.encode(), key.encode(), number)
+            )
+        answers = {}
+        while len(answers) < 3:
+            answer = await peer.receive("invocationresult")
+            answers[answer["invocation_id"]] = answer
+        for key in ("metadata", "data"):
+            assert answers[key]["error"]["code"] == "INVALID_INPUT"
+            assert "out of range" in answers[key]["error"]["message"]
+        assert answers["deadline_ms"]["result"] is None
+        assert (await peer.ask("f", "still there"))["result"] == "still there"
+
+
 async def test_every_call_is_answered_once_whatever_the_order(autojump_clock: MockClock) -> None:
     async with fake_engine() as engine, open_client(open_stream=engine.open_stream) as client:
         peer = await engine.peer()

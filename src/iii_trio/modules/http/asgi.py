@@ -109,9 +109,12 @@ class Incoming:
         return early
 
     async def until_gone_keeping_body(self) -> None:
-        """Return when the client has left. The body is still wanted: one chunk is kept, the rest is left to wait."""
+        """Return when the client has left. The body is wanted later: asking for it now could make a client send it.
+
+        Where nothing else tells of its leaving, one chunk is read and kept.
+        """
         while not self.gone:
-            if self._early and not self.complete:
+            if self.below is not None or (self._early and not self.complete):
                 await self.left()
             else:
                 self._early += await self.next()

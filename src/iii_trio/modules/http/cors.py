@@ -40,5 +40,5 @@ def _allow_origin(cors: CorsSettings | None, origin: str | None) -> Headers:
     if cors is None or not cors.allowed_origins or "*" in cors.allowed_origins:
         return ((ALLOW_ORIGIN, ANY),)
     if origin is not None and origin in cors.allowed_origins:
-        return ((ALLOW_ORIGIN, origin.encode("ascii")),)
+        return ((ALLOW_ORIGIN, origin.encode()),)
     return ()

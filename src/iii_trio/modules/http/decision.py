@@ -23,7 +23,7 @@ from typing import Final
 from attrs import define, field
 
 from ...engine.invocations import NOTHING, Outcome
-from ...protocol import ABSENT, NULL
+from ...protocol import ABSENT, NULL, cancellation
 
 
 class Event(Enum):
@@ -100,6 +100,12 @@ RACE: Final[Mapping[tuple[Waiting, Event], Answer | Waiting]] = {
     (Waiting.CALL, Event.ERROR): Answer.FAILED,
 }
 """The race between call and channel. What is not in it cannot happen, and changes nothing."""
+
+REASONS: Final[Mapping[Answer, str]] = {
+    Answer.NONE: cancellation.CALLER_DISCONNECTED,
+    Answer.TIMED_OUT: cancellation.DEADLINE,
+}
+"""Why a handler that still runs is cancelled, by how its request has ended; else it may run on for a while."""
 
 OVERTAKEN: Final = frozenset({Answer.RESULT, Answer.FAILED})
 """Answers in whose place bytes count that came in the same wake-up."""

@@ -31,7 +31,7 @@ from . import cors
 from .access_log import logged
 from .answers import dressed, not_served, of_failure, of_result, shed, unavailable
 from .asgi import Below, BodyTooLarge, Incoming, NoRoom, Receive, Scope, Send, connection_of, finish, write
-from .decision import Answer, Event, ResponseDecision, Waiting
+from .decision import REASONS, Answer, Event, ResponseDecision, Waiting
 from .forms import is_small_form, read_form
 from .messages import (
     BadRequest,
@@ -48,7 +48,7 @@ from .messages import (
 )
 from .middleware import TIMED_OUT, middleware_input, read_verdict
 from .openapi import Document
-from .routes import Match, Routes, fallback
+from .routes import Match, NotAllowed, Routes, fallback
 from .slots import GONE, SHED, Slots
 from .streaming import GONE as CLIENT_GONE
 from .streaming import Channelled, Head, relay
@@ -56,6 +56,8 @@ from .unsent import Unsent
 
 log = logging.getLogger(__name__)
 
+READING: Final = ("GET", "HEAD")
+"""How the OpenAPI document may be asked for."""
 UNCOUNTED: Final = 64 * 1024
 """Bytes of a response that a socket takes at once as a rule."""
 
@@ -194,8 +196,10 @@ class Exchange:
             return cors.preflight(settings.cors, request.origin)
         if self._draining():
             return self._unavailable()
-        if found is None and request.path == settings.openapi_path and request.method in ("GET", "HEAD"):
-            return await self._document.answer(request)
+        if found is None and settings.openapi_path and request.path == "/" + settings.openapi_path.lstrip("/"):
+            if request.method in READING:
+                return await self._document.answer(request)
+            found = NotAllowed(READING)
         if found is None and settings.not_found_function:
             found = fallback(request.method, request.path, settings.not_found_function)
         if not isinstance(found, Match):
@@ -590,10 +594,3 @@ class Exchange:
             broken_off=self._unsent.broken_off,
             answers=dict(self._answers),
         )
-
-
-REASONS: Final[Mapping[Answer, str]] = {
-    Answer.NONE: cancellation.CALLER_DISCONNECTED,
-    Answer.TIMED_OUT: cancellation.DEADLINE,
-}
-"""Why a handler that still runs is cancelled, by how its request has ended."""

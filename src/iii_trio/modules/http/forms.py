@@ -64,7 +64,8 @@ class _Part:
 
 
 def _parts(request: Request, body: bytes) -> list[tuple[str, Any]]:
-    boundary = parse_options_header(request.headers.get("content-type", ""))[1].get(b"boundary")
+    # as bytes, for a text must be Latin-1 there
+    boundary = parse_options_header(request.headers.get("content-type", "").encode())[1].get(b"boundary")
     if not boundary:
         raise BadRequest("the body is multipart, but the content type names no boundary")
     parts: list[_Part] = []
@@ -84,18 +85,18 @@ def _parts(request: Request, body: bytes) -> list[tuple[str, Any]]:
     def part_data(data: bytes, start: int, end: int) -> None:
         parts[-1].data += data[start:end]
 
-    parser = MultipartParser(
-        boundary,
-        {
-            "on_part_begin": lambda: parts.append(_Part()),
-            "on_header_field": header_name,
-            "on_header_value": header_value,
-            "on_header_end": header_end,
-            "on_part_data": part_data,
-            "on_end": lambda: ended.append(True),
-        },
-    )
     try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": lambda: parts.append(_Part()),
+                "on_header_field": header_name,
+                "on_header_value": header_value,
+                "on_header_end": header_end,
+                "on_part_data": part_data,
+                "on_end": lambda: ended.append(True),
+            },
+        )
         parser.write(body)
         parser.finalize()
     except FormParserError as error:

@@ -132,7 +132,8 @@ class RequestParser:
         llhttp takes what follows one for another protocol: a new parser, which learns of the request's body from a head
         of our own, goes on after it.
         """
-        assert self._current is not None
+        if self._current is None:
+            return  # behind the last request, which HTTP/1.0 may have asked us to keep the connection for
         length = self._current.length
         framing = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
         self._offered = False

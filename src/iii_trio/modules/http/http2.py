@@ -100,6 +100,8 @@ class Stream:
     """Whether the whole body of the request has arrived."""
     _expects: bool
     """Whether the client waits to be told to send its body."""
+    missing: int | None
+    """How much of the body has not come yet, where its head says how long it is."""
     gone: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
     """Whether the whole response is on its way."""
@@ -122,6 +124,8 @@ class Stream:
         """A piece of the body has come; `counted` are the bytes that it has taken of the windows."""
         self._body.append(data)
         self._unread += counted
+        if self.missing is not None:
+            self.missing -= len(data)
         self._news.unpark_all()
 
     def leave(self) -> None:
@@ -376,7 +380,11 @@ class Http2:
                 else:
                     self.reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             elif isinstance(event, StreamEnded):
-                if (stream := self._streams.get(event.stream_id)) is not None:
+                stream = self._streams.get(event.stream_id)
+                if stream is not None and stream.missing and not stream.gone:  # by trailers: `h2` counts no more then
+                    stream.give_up()
+                    self._frames.spend(RESET_COST)
+                elif stream is not None:
                     stream.complete = True
                     stream.wake()
             elif isinstance(event, StreamReset):
@@ -412,12 +420,16 @@ class Http2:
             else:
                 headers.append((bytes(name), bytes(value)))
         names = {name for name, _ in headers}
+        lengths = [int(value) for name, value in headers if name == b"content-length"]
+        if len(lengths) > 1 or (complete and any(lengths)):
+            self.reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            return
         if b":authority" in pseudo and b"host" not in names:
             headers.insert(0, (b"host", pseudo[b":authority"]))
-        if not complete and b"content-length" not in names:
+        if not complete and not lengths:
             headers.append((b"transfer-encoding", b"chunked"))  # as a gateway would say it
         expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
-        stream = Stream(self, event.stream_id, complete, expects and not complete)
+        stream = Stream(self, event.stream_id, complete, expects and not complete, lengths[0] if lengths else None)
         method, target = pseudo[b":method"].decode("latin-1"), _ascii(pseudo.get(b":path", b""))
         request = Request(stream.id, headers, "2", method, target, as_state({self._name: stream}))
         self._streams[stream.id] = stream

@@ -43,6 +43,7 @@ NOT_FORWARDED: Final = frozenset(
 
 _FIELDS: Final = frozenset({"status_code", "statusCode", "headers", "body"})
 _ID: Final = re.compile(r"[!-~]{1,128}")
+_DIGITS: Final = re.compile(r"[0-9]{1,18}")
 _ID_HEAD: Final = secrets.token_hex(8)
 _SERIALS: Final = count(secrets.randbits(32))
 """Ids of requests are unique, in all logs that there are, and no secret."""
@@ -292,7 +293,7 @@ def status_of(fields: Mapping[str, Any]) -> int:
     if status is None:
         return 200
     number = int(status) if isinstance(status, float) and status.is_integer() else status
-    if isinstance(number, str) and number.isascii() and number.isdecimal():
+    if isinstance(number, str) and _DIGITS.fullmatch(number):
         number = int(number)
     if isinstance(number, int) and not isinstance(number, bool) and 200 <= number <= 999:
         return number
@@ -313,7 +314,7 @@ def stream_headers(given: Mapping[str, str]) -> tuple[Headers, int | None]:
     """The header fields that a response channel has set, and the length they declare for the body, if they do."""
     headers = tuple(headers_of(given))
     for name, value in given.items():
-        if name.strip().lower() == "content-length" and value.strip().isdecimal():
+        if name.strip().lower() == "content-length" and _DIGITS.fullmatch(value.strip()):
             length = int(value)
             return (*headers, (b"content-length", b"%d" % length)), length
     return headers, None

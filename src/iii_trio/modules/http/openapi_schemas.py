@@ -156,13 +156,17 @@ def without_null(schema: Schema) -> Schema:
 
 
 def _ended(name: str, found: Mapping[str, Schema]) -> Schema:
-    """A component that does not refer to itself by nothing but references, which no reader could follow."""
-    schema, seen = found[name], {name}
-    while isinstance(ref := schema.get("$ref"), str):
-        if (to := ref.removeprefix(PLACE)) in seen:
+    """A component, or anything in the place of one that asks of a value to fit itself: no reader could follow that."""
+    untried, seen = [found[name]], set[str]()
+    while untried:
+        schema = untried.pop()
+        if (to := schema.get("$ref", "").removeprefix(PLACE)) == name:
             return {}
-        seen.add(to)
-        schema = found.get(to, {})
+        if to not in seen:
+            seen.add(to)
+            untried.append(found.get(to, {}))
+        untried.extend(part for key in ("allOf", "anyOf", "oneOf") for part in schema.get(key, ()))
+        untried.extend(schema[key] for key in ("not", "if", "then", "else") if key in schema)
     return found[name]
 
 
@@ -208,9 +212,10 @@ class _Reading:
             place = self._place(made.pop("$ref"))
             if place is not None:
                 made["$ref"] = place
-        if "required" in made and isinstance(made["required"], list) and "allOf" in made:
-            properties = made.setdefault("properties", {})  # some readers want to see all that is required there
-            properties.update({name: {} for name in made["required"] if name not in properties})
+        properties = made.get("properties", {})
+        if isinstance(made.get("required"), list) and "allOf" in made and isinstance(properties, dict):
+            # some readers want to see all that is required there
+            made["properties"] = properties | {name: {} for name in made["required"] if name not in properties}
         if "default" in made and not _fits(made):
             del made["default"]
         return made
