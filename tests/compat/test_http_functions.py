@@ -99,7 +99,9 @@ async def test_an_official_sdk_registers_endpoints(
     refused = await peer.call("ext::call", {"function_id": "ext::refused", "payload": {}})
     assert refused["code"] == "function_not_found"
     assert "Token not found: NO_SUCH_TOKEN" in refused["message"], "the caller learns why"
-    assert any("'ext::refused'" in line and "NO_SUCH_TOKEN" in line for line in engine.process.lines), "so does the log"
+    await engine.process.output(  # so does the log
+        lambda lines: any("'ext::refused'" in line and "NO_SUCH_TOKEN" in line for line in lines)
+    )
     assert not any(SECRET.decode() in line for line in engine.process.lines)
     listed = await peer.call("engine::functions::list", {"include_refused": True})
     assert [row["function_id"] for row in listed["refused"]] == ["ext::refused"]

@@ -37,8 +37,8 @@ from iii_trio.modules.queue.subscriptions import Subscriptions
 
 GENERATIONS: Final = 4
 STEPS: Final = 50
-GONE_S: Final = 1.0
-"""P4: how long after the last connection's end the engine may take to be as before."""
+GONE_S: Final = 10.0
+"""How long after the last connection's end the engine may take to be as before: milliseconds, on a machine at rest."""
 DRAINED_S: Final = 30.0
 
 CONFIG: Final = """

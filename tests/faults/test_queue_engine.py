@@ -24,7 +24,8 @@ workers:
   - name: iii-queue
     config:
       queue_configs:
-        default: {max_retries: 5, backoff_ms: 5, timeout_ms: 1000}
+        default: {max_retries: 5, backoff_ms: 5}
+        hasty: {max_retries: 5, backoff_ms: 5, timeout_ms: 2000}
 """
 
 
@@ -34,6 +35,8 @@ class Seen:
 
     begun: list[int] = field(factory=list)
     slow: float = 0.0
+    gate: trio.Event | None = None
+    """Nothing is answered before it is open."""
     _news: trio.Event = field(factory=trio.Event)
 
     async def __call__(self, message: dict[str, Any]) -> None:
@@ -41,6 +44,8 @@ class Seen:
         self._news.set()
         self._news = trio.Event()
         await trio.sleep(self.slow)
+        if self.gate is not None:
+            await self.gate.wait()
 
     async def wait(self, count: int) -> None:
         while len(self.begun) < count:
@@ -76,7 +81,7 @@ async def running(
     config.write_text(QUEUES)
     worker = Worker("worker")
     worker.function("f")(seen.__call__)
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         async with run_engine(directory, "-c", str(config), command=command) as engine, trio.open_nursery() as nursery:
             await nursery.start(worker.run, engine.url)
             async with open_client(engine.url, name="producer") as client:
@@ -84,8 +89,8 @@ async def running(
             nursery.cancel_scope.cancel()
 
 
-async def depth(client: Client) -> int:
-    stats = await client.call("engine::queue::topic_stats", {"topic": "default"})
+async def depth(client: Client, queue: str = "default") -> int:
+    stats = await client.call("engine::queue::topic_stats", {"topic": queue})
     return int(stats["depth"] + stats["dlq_depth"])
 
 
@@ -94,14 +99,14 @@ async def test_a_frozen_engine_repeats_nothing_whose_answer_lay_in_the_socket(tm
     seen = Seen(slow=0.3)
     async with running(tmp_path, seen) as (engine, client):
         for number in range(5):
-            await client.enqueue("default", "f", {"number": number})
+            await client.enqueue("hasty", "f", {"number": number})
         await seen.wait(5)
         engine.process.send_signal(signal.SIGSTOP)
         await trio.sleep(2.5)  # longer than timeout_ms; the handlers answer into the socket meanwhile
         engine.process.send_signal(signal.SIGCONT)
-        await client.enqueue("default", "f", {"number": 5})
+        await client.enqueue("hasty", "f", {"number": 5})
         await seen.wait(6)
-        while await depth(client):
+        while await depth(client, "hasty"):
             pass
         assert sorted(seen.begun) == [0, 1, 2, 3, 4, 5]
 
@@ -163,7 +168,8 @@ def check_file(path: Path) -> None:
 async def test_a_store_that_becomes_read_only_refuses_by_name_and_serves_again_without_a_restart(
     tmp_path: Path,
 ) -> None:
-    seen, flag, script = Seen(slow=0.2), tmp_path / "read-only", tmp_path / "engine.py"
+    gate = trio.Event()
+    seen, flag, script = Seen(gate=gate), tmp_path / "read-only", tmp_path / "engine.py"
     script.write_text(READ_ONLY.format(flag=str(flag)))
     path = tmp_path / "data" / "queue" / "store.sqlite3"
     async with running(tmp_path, seen, (sys.executable, str(script))) as (engine, client):
@@ -185,6 +191,7 @@ async def test_a_store_that_becomes_read_only_refuses_by_name_and_serves_again_w
             assert caught.value.code == code
             assert str(path) in caught.value.message
         # the endings of what was being handled cannot be written: the messages are kept, and so are their slots
+        gate.set()
         await trio.sleep(0.5)
         assert (await client.call("engine::queue::stats", {"queue": "default"}))[0]["in_flight"] == 5
         flag.unlink()

@@ -26,7 +26,7 @@ workers:
     config:
       queue_configs:
         default: {{max_retries: 1000, backoff_ms: 5, concurrency: {CONCURRENCY}}}
-        hasty: {{max_retries: 1000, backoff_ms: 100, timeout_ms: 400, concurrency: {CONCURRENCY}}}
+        hasty: {{max_retries: 1000, backoff_ms: 100, timeout_ms: 800, concurrency: {CONCURRENCY}}}
         groups:
           {{max_retries: 1000, backoff_ms: 5, concurrency: {CONCURRENCY}, type: fifo, message_group_field: group}}
 """

@@ -157,9 +157,9 @@ async def test_every_turned_bit_is_harmless_set_aside_or_refused(tmp_path: Path)
 
 
 @pytest.mark.long
-async def test_two_thousand_turned_bits_are_harmless_set_aside_or_refused(tmp_path: Path) -> None:
-    outcomes = await count_outcomes(tmp_path, seed=6, flips=2000)
-    assert min(outcomes.values()) > 50
+async def test_a_thousand_turned_bits_are_harmless_set_aside_or_refused(tmp_path: Path) -> None:
+    outcomes = await count_outcomes(tmp_path, seed=6, flips=1000)
+    assert min(outcomes.values()) > 25
 
 
 async def test_a_bit_turned_in_a_file_that_is_not_looked_over_first_gives_no_wrong_answer(

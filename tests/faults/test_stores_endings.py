@@ -25,6 +25,7 @@ async def main(path, first, count):
         for job in jobs:
             await log.ack(job.seq)  # alone in its transaction
             os.write(1, f"{job.id}\\n".encode())
+        await trio.sleep_forever()
 
 trio.run(main, sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
 """
@@ -67,6 +68,6 @@ async def test_what_has_ended_stays_so_after_kill_9(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-async def test_what_has_ended_stays_so_after_kill_9_a_hundred_times(tmp_path: Path) -> None:
-    for seed in range(10):
+async def test_what_has_ended_stays_so_after_kill_9_fifty_times(tmp_path: Path) -> None:
+    for seed in range(5):
         assert await check(tmp_path / f"{seed}.db", seed, rounds=10) > 0

@@ -124,8 +124,8 @@ async def test_whatever_was_answered_survives_kill_9(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-async def test_whatever_was_answered_survives_kill_9_a_hundred_times(tmp_path: Path) -> None:
+async def test_whatever_was_answered_survives_kill_9_fifty_times(tmp_path: Path) -> None:
     honoured = 0
-    for seed in range(10):
+    for seed in range(5):
         honoured += await check(tmp_path / f"{seed}.db", seed, rounds=10)
-    assert honoured > 1000
+    assert honoured > 500

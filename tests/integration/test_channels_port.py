@@ -56,9 +56,15 @@ async def test_both_ends_are_trio_streams(lab: Lab) -> None:
 
     async def make_clogged() -> tuple[ChannelSender, ChannelReceiver]:
         send, receive = await lab.client.open_channel(buffer=1)
-        with trio.move_on_after(0.1):
+
+        async def fill() -> None:
             while True:
                 await send.send_all(b"x" * 65_536)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fill)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            nursery.cancel_scope.cancel()
         return send, receive
 
     await trio.testing.check_one_way_stream(make, make_clogged)

@@ -13,7 +13,7 @@ import trio
 
 from iii_trio.host.children import Children, resolve_scripts, run_children
 
-DEADLINE_S = 15
+DEADLINE_S = 50
 
 
 class Output:

@@ -12,10 +12,12 @@ import trio
 from attrs import define
 
 from iii_trio import Client, Worker, open_client
+from iii_trio.cli.ports_file import PortsFile
 from iii_trio.config import load_config
 from iii_trio.host.compose import Running, open_host
 from iii_trio.host.plan import Overrides
 from iii_trio.protocol.errors import WireError
+from iii_trio.transport import HandshakeError, connect
 
 WAIT_S = 30.0
 
@@ -325,6 +327,84 @@ async def test_the_worker_port_moves_with_the_file(tmp_path: Path, monkeypatch: 
         monkeypatch.setenv("III_TOKEN", "sesame")
         async with open_client(bench.running.worker_url) as client:
             assert (await client.call("engine::health::check"))["status"] == "healthy"
+
+
+async def test_the_ports_file_follows_every_port_that_moves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def text(worker: int, http: int | None, stream: int) -> str:
+        listed = {"iii-worker-manager": worker, "iii-stream": stream, "iii-http": http}
+        blocks = [f"{{name: {name}, config: {{port: {port}}}}}" for name, port in listed.items() if port is not None]
+        return f"workers: [{', '.join(blocks)}]\n"
+
+    sockets = [await _free_port() for _ in range(4)]
+    worker, http, stream, other = (sock.getsockname()[1] for sock in sockets)
+    for sock in sockets:
+        sock.close()
+    path = tmp_path / "there" / "ports.json"
+    path.parent.mkdir()
+    caplog.set_level(logging.INFO)
+
+    def written() -> dict[str, int]:
+        return {name: port for name, (_, port) in json.loads(path.read_text()).items()}
+
+    async with engine(tmp_path, text(0, 0, 0), port=None) as bench:
+        PortsFile(path).follow(bench.running)
+        first = written()
+        assert first == {name: port for name, (_, port) in bench.running.ports().items()}
+        assert set(first) == {"worker", "http", "stream"}
+        bench.rewrite(text(0, http, 0))
+        await bench.heard.until(lambda: written() == {**first, "http": http})
+        bench.rewrite(text(0, http, stream))
+        await bench.heard.until(lambda: written() == {**first, "http": http, "stream": stream})
+        bench.rewrite(text(worker, http, stream))
+        await bench.heard.until(lambda: written() == {"worker": worker, "http": http, "stream": stream})
+        bench.rewrite(text(worker, None, stream))
+        await bench.heard.until(lambda: written() == {"worker": worker, "stream": stream})
+        bench.rewrite(text(worker, other, stream))
+        await bench.heard.until(lambda: written() == {"worker": worker, "http": other, "stream": stream})
+        async with open_client(bench.running.worker_url) as client:
+            await client.call("configuration::set", {"id": "iii-http", "value": {"port": http}})
+            await bench.heard.until(lambda: written()["http"] == http)
+            times = caplog.text.count("ports are written to")
+            await client.call("configuration::set", {"id": "iii-http", "value": {"port": http, "default_timeout": 7}})
+            await bench.heard.until(lambda: bench.setting("http", "default_timeout") == 7)
+        assert caplog.text.count("ports are written to") == times, "nothing has moved"
+        path.unlink()
+        path.parent.rmdir()
+        bench.rewrite(text(worker, http, other))
+        await bench.heard.until(lambda: "cannot be written: No such file or directory" in caplog.text)
+        await bench.heard.until(lambda: bench.running.ports()["stream"][1] == other)
+
+
+async def test_allowed_origins_change_with_the_file_and_cut_nobody_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "workers:\n  - name: iii-worker-manager\n    config: {{port: 0{more}}}\n"
+
+    async def status(bench: Bench, origin: str) -> int | None:
+        stream = await trio.open_tcp_stream(*bench.running.listeners[0].addresses[0])
+        try:
+            async with stream:
+                await connect(stream, "engine", "/", [("origin", origin)])
+        except HandshakeError as error:
+            return error.status
+        return 101
+
+    async with engine(tmp_path, text.format(more=""), port=None) as bench:
+        listener = bench.running.listeners[0]
+        assert await status(bench, "https://evil.example") == 101
+        bench.rewrite(text.format(more=", allowed_origins: ['https://app.example']"))
+        await bench.heard.until(lambda: listener.allowed_origins == ("https://app.example",))
+        assert [await status(bench, f"https://{name}.example") for name in ("evil", "app")] == [403, 101]
+        assert (await bench.call("engine::health::check"))["status"] == "healthy"
+        bench.rewrite(text.format(more=", allowed_origins: ['https://app.example/']"))
+        await bench.heard.until(lambda: "write https://app.example" in caplog.text)
+        assert listener.allowed_origins == ("https://app.example",)
+        bench.rewrite(text.format(more=", allowed_origins: []"))
+        await bench.heard.until(lambda: listener.allowed_origins == ())
+        assert await status(bench, "https://app.example") == 403
+        bench.rewrite(text.format(more=", allowed_origins: [], token: t"))
+        await bench.heard.until(lambda: bench.running.listeners[0].rules.token == "t")
+        assert bench.running.listeners[0].allowed_origins == ()
 
 
 async def test_a_reload_under_load_drops_nothing(tmp_path: Path) -> None:

@@ -135,3 +135,38 @@ async def test_a_machine_without_ipv6_is_no_error(monkeypatch: pytest.MonkeyPatc
     (listener,) = await bind("localhost", 0, "the worker port")
     assert listener.socket.getsockname()[0] == "127.0.0.1"
     listener.socket.close()
+
+
+@pytest.mark.parametrize("path", [b"/", b"/otel", b"/ws/channels/x?key=y&dir=read", b"/nowhere"])
+async def test_pages_of_origins_that_are_not_allowed_get_a_403_and_nothing_else(
+    path: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = (UPGRADE % path)[:-2] + b"Origin: https://evil.example\r\n\r\n"
+    async with listening() as (core, listener, nursery):
+        listener.allowed_origins = ("https://app.example",)
+        before = await dial(nursery, listener.addresses[0][1])
+        for _ in range(2):
+            answer = await exchange(listener, page)
+            assert answer.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+            assert b"origin 'https://evil.example' may not connect" in answer
+            assert b"`allowed_origins` of iii-worker-manager" in answer
+        assert listener.statistics().refused == 2
+        assert caplog.text.count("https://evil.example") == 1
+        assert str(listener.addresses[0][1]) in caplog.text
+        after = await dial(nursery, listener.addresses[0][1])  # no browser: names no origin
+        await before.settled()
+        await after.settled()
+        assert len(core.workers) == 2
+
+
+@pytest.mark.parametrize("allowed", [None, ("*",), ("https://other.example", "https://APP.example:443")])
+async def test_pages_of_allowed_origins_connect(allowed: tuple[str, ...] | None) -> None:
+    async with listening() as (_, listener, _):
+        listener.allowed_origins = allowed
+        stream = await trio.open_tcp_stream(*listener.addresses[0])
+        async with stream:
+            await stream.send_all((UPGRADE % b"/")[:-2] + b"Origin: https://app.example\r\n\r\n")
+            answer = b""
+            while b"workerregistered" not in answer:
+                answer += await stream.receive_some(65536)
+            assert answer.startswith(b"HTTP/1.1 101")

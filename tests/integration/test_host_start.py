@@ -13,8 +13,8 @@ import trio
 import trio.testing
 from attrs import define, field
 
-from iii_trio import FunctionNotFound, open_client
-from iii_trio.config import ConfigError, default_config, load_config
+from iii_trio import FunctionNotFound, Worker, open_client
+from iii_trio.config import default_config, load_config
 from iii_trio.engine import Engine, Listener
 from iii_trio.engine.events import FunctionsChanged
 from iii_trio.host.compose import Running, open_host
@@ -387,13 +387,24 @@ def test_what_is_not_part_of_this_release_is_named(tmp_path: Path) -> None:
     assert not [note for note in notes if "telemetry" in note], "nobody asked for it"
 
 
-def test_http_middleware_is_refused_rather_than_left_out(tmp_path: Path) -> None:
+async def test_middleware_of_the_configuration_file_guards_every_route(tmp_path: Path) -> None:
+    worker = Worker("guarded")
+
+    @worker.function("guard")
+    async def guard(asked: dict[str, Any]) -> Any:
+        return {"action": "respond", "response": {"status_code": 401 if asked["phase"] == "preHandler" else 500}}
+
+    @worker.http("GET", "inside")
+    @worker.function("inside")
+    async def inside(_: Any) -> str:
+        return "seen by nobody"
+
     text = "workers:\n  - name: iii-http\n    config:\n      middleware: [{function_id: guard}]\n"
-    with pytest.raises(ConfigError) as caught:
-        planned(tmp_path, text)
-    assert str(caught.value).startswith(
-        f"failed to create worker 'iii-http': {tmp_path}/config.yaml:4:7: middleware: this release cannot do that"
-    )
+    async with host(tmp_path, text) as running, worker.connect(running.worker_url) as client:
+        await client.wait_registered()
+        assert running.http is not None
+        port = running.http.addresses[0][1]
+        assert await status_of(port, "/inside") == 401
 
 
 @pytest.mark.parametrize(

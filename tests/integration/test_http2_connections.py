@@ -376,6 +376,37 @@ async def test_a_body_of_another_length_than_declared_costs_its_request_alone() 
     assert client.goodbyes == []
 
 
+async def test_a_body_that_ends_without_data_has_the_length_that_was_declared_all_the_same() -> None:
+    told = Told()
+    async with serving(told.app) as server, server.dial() as client:
+        short = await client.ask("/wrong", "POST", end=False, **{"content-length": "10"})
+        client.h2.send_data(short, b"abc")
+        client.h2.send_headers(short, [("a", "trailer")], end_stream=True)
+        await client.flush()
+        assert (await client.until(StreamReset, short)).error_code == ErrorCodes.PROTOCOL_ERROR
+        await told.until(waiting=1, heard=1)
+        empty = await client.ask("/wrong", "POST", **{"content-length": "10"})
+        assert (await client.until(StreamReset, empty)).error_code == ErrorCodes.PROTOCOL_ERROR
+        whole = await client.ask("/ok", "POST", end=False, **{"content-length": "3"})
+        client.h2.send_data(whole, b"abc")
+        client.h2.send_headers(whole, [("a", "trailer")], end_stream=True)
+        await client.flush()
+        assert await client.reply(whole) == ("200", b"ok")
+        assert await client.reply(await client.ask("/ok", "POST", **{"content-length": "0"})) == ("200", b"ok")
+    assert (client.goodbyes, told.waiting) == ([], 1)
+
+
+async def test_a_length_that_is_declared_twice_costs_its_request() -> None:
+    async with serving() as server, server.dial() as client:
+        fields = [(":method", "POST"), (":path", "/"), (":scheme", "https"), (":authority", "x")]
+        stream_id = client.h2.get_next_available_stream_id()
+        client.h2.send_headers(stream_id, [*fields, ("content-length", "2"), ("content-length", "2")])
+        client.h2.send_data(stream_id, b"ok", end_stream=True)
+        await client.flush()
+        assert (await client.until(StreamReset, stream_id)).error_code == ErrorCodes.PROTOCOL_ERROR
+        assert await client.reply(await client.ask()) == ("200", b"ok")
+
+
 async def test_control_characters_cost_their_request_and_spaces_in_a_path_are_written_out() -> None:
     async def app(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         await answer(send, scope["raw_path"])

@@ -266,7 +266,7 @@ async def test_an_answer_that_dribbles_is_cut_at_the_deadline() -> None:
 
     async with engine_lab() as lab:
         endpoint = await lab.endpoint(dribble)
-        await lab.register("f", endpoint.url, timeout_ms=200)
+        await lab.register("f", endpoint.url, timeout_ms=500)
         code, message = await lab.error("f")
         assert code == "http_response_failed"
         assert "timed out" in message

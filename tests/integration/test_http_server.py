@@ -10,8 +10,9 @@ import h11
 import pytest
 import trio
 from attrs import define, field
+from trio.testing import wait_all_tasks_blocked
 
-from iii_trio.config import CorsSettings, HttpSettings, Live
+from iii_trio.config import CorsSettings, HttpSettings, Live, MiddlewareSettings
 from iii_trio.engine import Binding, BindingState, Call, Engine, LocalPeer, Outcome, open_engine, open_local
 from iii_trio.modules.http import HttpModule, asgi
 from iii_trio.modules.http.connections import ConnectionStatistics
@@ -312,6 +313,21 @@ async def test_a_client_that_asks_first_is_told_to_continue() -> None:
             assert (await wire.stream.receive_some()).startswith(b"HTTP/1.1 100")
             await wire.stream.send_all(b"[]")
             assert (await wire.stream.receive_some()).endswith(b"\r\n\r\n[]")
+
+
+async def test_a_client_that_asks_first_is_not_told_to_continue_before_middleware_has_let_it() -> None:
+    async def guard(call: Call, data: Json) -> Json:
+        await wait_all_tasks_blocked(0.01)  # until whatever the module had to say at once is said
+        return Json.of({"action": "respond", "response": {"status_code": 401}})
+
+    async with open_house(middleware=(MiddlewareSettings(function_id="guard"),)) as house, house.wire() as wire:
+        house.peer.register("guard", guard, task=True)
+        house.route("/echo", echo, method="POST")
+        await wire.stream.send_all(
+            b"POST /echo HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n"
+            b"content-type: application/json\r\ncontent-length: 2\r\n\r\n"
+        )
+        assert (await wire.closed()).startswith(b"HTTP/1.1 401 ")
 
 
 async def test_a_hundred_requests_at_once() -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -151,17 +151,32 @@ async def test_calls_are_awaited_in_trio_in_asyncio_and_in_handlers() -> None:
 
 async def test_awaiting_no_longer_cancels_the_call() -> None:
     async with listening() as (engine, url), client_of(url) as iii:
-        peer = await engine.peer()
+        peer, called = await engine.peer(), threading.Event()
+
+        async def come() -> None:
+            while (await peer.receive("invokefunction"))["function_id"] != "never":
+                pass
+
+        async def given_up_in_asyncio() -> None:
+            call = asyncio.ensure_future(iii.call_async("never"))
+            await asyncio.to_thread(called.wait)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_thread, lambda: asyncio.run(given_up_in_asyncio()))
+            await come()
+            called.set()
+            assert (await peer.receive("cancelinvocation"))["reason"] == "caller_cancelled"
 
         async def given_up() -> None:
-            async with asyncio.timeout(0.1):
-                await iii.call_async("never")
-
-        with pytest.raises(TimeoutError):
-            await in_thread(asyncio.run, given_up())
-        assert (await peer.receive("cancelinvocation"))["reason"] == "caller_cancelled"
-        with trio.move_on_after(0.1):
             await iii.call_async("never")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(given_up)
+            await come()
+            nursery.cancel_scope.cancel()
         assert (await peer.receive("cancelinvocation"))["reason"] == "caller_cancelled"
 
 
@@ -186,6 +201,40 @@ async def test_functions_and_triggers_are_taken_back() -> None:
         function.unregister()
         assert (await peer.receive("unregistertrigger"))["id"] == trigger.id
         assert (await peer.receive("unregisterfunction"))["id"] == "f"
+
+
+class Fickle(Mapping[str, Any]):
+    """A payload that cannot be read."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("a")
+
+    def __getitem__(self, key: str) -> Any:
+        raise LookupError(key)
+
+
+async def test_what_goes_wrong_with_a_request_is_raised_where_it_was_made() -> None:
+    def odd(data: "no annotation") -> None:  # type: ignore[valid-type]  # noqa: F722
+        del data
+
+    def fussy(state: str) -> None:
+        raise LookupError(state)
+
+    async with listening() as (engine, url), client_of(url) as iii:
+        peer = await engine.peer()
+        with pytest.raises(TypeError, match="annotations of the handler of function odd: "):
+            await trio.to_thread.run_sync(iii.register_function, "odd", odd, abandon_on_cancel=True)
+        with pytest.raises(LookupError):
+            await trio.to_thread.run_sync(iii.add_connection_state_listener, fussy, abandon_on_cancel=True)
+        with pytest.raises(LookupError):
+            await iii.call_async("f", Fickle())
+        iii.register_function("f", lambda data: data)
+        assert (await peer.receive("registerfunction"))["id"] == "f"
+        peer.connection.close(1012)
+        await engine.peer()
 
 
 async def test_register_worker_waits_for_the_connection_and_raises_a_rejection() -> None:
@@ -222,6 +271,50 @@ async def test_register_worker_waits_for_the_connection_and_raises_a_rejection()
             peer.send({"type": "registrationrejected", "code": "WORKER_NAMESPACE_CONFLICT", **rejection})
             await peer.wait_closed()
         assert len(failures) == 1
+
+
+async def test_a_handler_in_a_thread_that_calls_after_the_end_is_told_so() -> None:
+    async with listening() as (engine, url), client_of(url, worker_name="taken") as iii:
+        begun, failed, over = threading.Event(), threading.Event(), threading.Event()
+        told: list[BaseException] = []
+
+        @iii.function(id="f")
+        def f() -> None:
+            begun.set()
+            failed.wait(20)
+            for _ in range(3):
+                try:
+                    iii.call("g")
+                except NotConnected as error:
+                    told.append(error)
+            over.set()
+
+        await in_thread(iii.add_connection_state_listener, lambda state: failed.set() if state == "failed" else None)
+        peer = await engine.peer()
+        await peer.receive("registerfunction")
+        await peer.call("f")
+        await in_thread(begun.wait)
+        rejection = {"namespace": "default", "worker_name": "taken", "owner_worker_id": "w"}
+        peer.send({"type": "registrationrejected", "code": "WORKER_NAMESPACE_CONFLICT", **rejection})
+        assert await in_thread(over.wait, 10), "it waits for ever"
+        await iii.shutdown()
+        assert [str(error) for error in told] == [f"NOT_CONNECTED: {iii.failure}"] * 3
+        assert isinstance(iii.failure, RegistrationRejected)
+
+
+async def test_a_handler_in_a_thread_may_shut_the_client_down() -> None:
+    async with listening() as (engine, url), client_of(url) as iii:
+
+        @iii.function(id="stop")
+        def stop() -> str:
+            iii.shutdown()
+            return "as you wish"
+
+        peer = await engine.peer()
+        await peer.receive("registerfunction")
+        await peer.call("stop")
+        assert (await peer.receive("invocationresult"))["result"] == "as you wish"
+        assert (await peer.wait_closed()).code == 1000
 
 
 async def test_an_engine_that_is_not_there() -> None:

@@ -13,13 +13,15 @@ import trio
 from attrs import define, field
 
 from iii_trio import Append, Increment, InvocationStopped, Worker, open_client
-from iii_trio.config import default_config, load_config
+from iii_trio.config import Live, StreamSettings, default_config, load_config
+from iii_trio.engine import open_engine
 from iii_trio.host.compose import Running, open_host
 from iii_trio.host.plan import Overrides
 from iii_trio.host.supervise import StartError, leaves
 from iii_trio.modules.stream import StreamModule
 from iii_trio.modules.stream.subscribers import HubStatistics
 from iii_trio.sdk import Change
+from iii_trio.stores import open_memory
 from iii_trio.testing.process import run_engine
 from iii_trio.transport import Closed, Connection, Outbox, connect
 
@@ -132,7 +134,8 @@ async def test_many_subscribers_and_one_that_stalls(tmp_path: Path, many: int) -
         picture = stream.statistics()
         assert picture.hub is not None
         assert picture.sockets is not None
-        assert (picture.hub.subscribers, picture.sockets.open) == (many + 1, many + 1)
+        # the deaf one is closed after 30 s, which may be before all others are there
+        assert many <= picture.hub.subscribers == picture.sockets.open <= many + 1
         assert picture.hub.delivered >= many * (events + 1)
         await trio.aclose_forcefully(deaf)
         nursery.cancel_scope.cancel()
@@ -202,6 +205,20 @@ async def test_a_changed_port_is_bound_before_the_old_one_goes_and_open_sockets_
             await client.call("configuration::set", {"id": "iii-stream", "value": {"port": number}})
             await client.call("iii-stream::on-config-change", {})
             assert port_of(running) == second
+        nursery.cancel_scope.cancel()
+
+
+async def test_another_host_on_the_same_port_is_had_at_once() -> None:
+    async with open_memory() as store, open_engine() as core, trio.open_nursery() as nursery:
+        module = StreamModule(Live(StreamSettings(host="127.0.0.1", port=0)), store)
+        await nursery.start(module.run, core)
+        port = module.addresses[0][1]
+        for _ in range(10):  # whether the old listener is closed in time is a matter of the order of tasks
+            for host_name in ("localhost", "127.0.0.1"):
+                settings = StreamSettings(host=host_name, port=port)
+                await module.rebind(settings)
+                module.settings.set(settings)
+                assert (await (await reader(nursery, port)).has(1)) == [("sync", [])]
         nursery.cancel_scope.cancel()
 
 

@@ -9,8 +9,7 @@ import click
 from attrs import frozen
 
 from ..config import SETTINGS, ConfigError, EngineConfig, Entry, Problem, load_config, read_settings
-from ..host.access import WorkerPort
-from ..host.crew import CHECKS
+from ..host.checks import check_plan, shared_ports
 from ..host.plan import NOT_HERE, Overrides, make_plan
 from .failure import FAILED, fail
 from .output import show, show_json, show_table
@@ -114,14 +113,10 @@ def _notes(config: EngineConfig) -> tuple[str, ...]:
     """What `serve` would remark. Raises `ConfigErrors` for what it would refuse though every block can be read."""
     try:
         plan = make_plan(config, Overrides())
-        for name, refuse in CHECKS.items():
-            if (block := plan.blocks.get(name)) is not None:
-                refuse(block.settings)
-        for settings in plan.listeners:
-            WorkerPort.of(settings, config.token)
+        check_plan(plan, config.token)
     except ConfigError as error:
         raise ConfigErrors([error]) from None
-    return tuple(plan.notes)
+    return (*plan.notes, *shared_ports(plan))
 
 
 def _problems(error: ConfigError) -> tuple[Problem, ...]:

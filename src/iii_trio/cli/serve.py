@@ -1,7 +1,6 @@
 """`iii-trio serve`: run the engine, and worker scripts beside it."""
 
 import gc
-import json
 import logging
 import os
 from functools import partial
@@ -12,9 +11,8 @@ import click
 import trio
 
 from ..__about__ import __version__
-from ..config import ConfigError, default_config, load_config
+from ..config import default_config, load_config
 from ..host.children import ScriptError
-from ..host.compose import Running
 from ..host.compose import serve as run
 from ..host.logs import LogLevelError, parse_levels, start_logging
 from ..host.plan import Overrides
@@ -22,6 +20,7 @@ from ..host.signals import StopSignals
 from ..host.supervise import leaves
 from ..protocol.errors import IIIError
 from .failure import fail
+from .ports_file import PortsFile
 from .starter import starter_config
 
 log = logging.getLogger(__name__)
@@ -37,25 +36,6 @@ def fail_with(error: Exception) -> NoReturn:
     if not all(isinstance(cause, EXPECTED) for cause in found):
         raise error
     fail("; ".join(dict.fromkeys(str(cause) for cause in found)))
-
-
-def forget_ports(path: Path) -> None:
-    """Take an old file away: from now on it is there only while everything listens. Raises `ConfigError`."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(f"the ports file {path} cannot be written: {error.strerror}") from None
-
-
-def write_ports(path: Path, running: Running) -> None:
-    """Write the file in one step: whoever sees it sees all of it. Raises `ConfigError`."""
-    temporary = path.with_name(path.name + ".new")
-    try:
-        temporary.write_text(json.dumps(running.ports()) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise ConfigError(f"the ports file {path} cannot be written: {error.strerror}") from None
-    log.info("ports are written to %s", path)
 
 
 def create_config(path: Path) -> None:
@@ -107,7 +87,7 @@ def check_level(_context: click.Context, _parameter: click.Parameter, value: str
 @click.option(
     "--ports-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help='Write the bound ports there as JSON once all listen: {"worker": [host, port], "http": …, "stream": …}.',
+    help='Write the bound ports there as JSON once all listen, and when one moves: {"worker": [host, port], "http": …}.',
 )
 @click.option("--no-update-check", is_flag=True, hidden=True)
 def serve(
@@ -152,9 +132,10 @@ def serve(
         with StopSignals() as stop, start_logging("json" if log_format == "json" else "text", log_level):
             log.info("iii-trio %s, configuration: %s", __version__, path or "the default set, no file")
             config = default_config(os.environ) if path is None else load_config(path, os.environ)
-            if ports_file is not None:
-                forget_ports(ports_file)
-            on_ready = (lambda _: None) if ports_file is None else partial(write_ports, ports_file)
+            file = None if ports_file is None else PortsFile(ports_file)
+            if file is not None:
+                file.forget()
+            on_ready = (lambda _: None) if file is None else file.follow
             # every call makes a few objects that reference counting frees: with Python's thresholds the collector walks
             # all waiting messages again and again for nothing (measured: a third of the queue's throughput)
             gc.set_threshold(50_000, 20, 50)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENGINE_TYPES: Final = frozenset({*INSTALL_HINTS, *ALIASES, "log", "trace", "configuration"})
+ENGINE_TYPES: Final = frozenset({*INSTALL_HINTS, *ALIASES, "cron", "log", "trace", "configuration"})
 
 
 def apply(peer: "RemotePeer", session: Session, message: Message) -> None:

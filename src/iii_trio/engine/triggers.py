@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 ALIASES: Final = {"api": "http", "queue": "durable:subscriber", "event": "durable:subscriber"}
 INSTALL_HINTS: Final = {
     "http": "http",
-    "cron": "cron",
     "subscribe": "pubsub",
     "state": "state",
     "durable:subscriber": "queue",

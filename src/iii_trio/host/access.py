@@ -6,7 +6,7 @@ from typing import Final
 
 from attrs import frozen
 
-from ..config import ConfigError, ExposeSettings, RbacSettings, TlsSettings, WorkerManagerSettings, as_value
+from ..config import ConfigError, ExposeSettings, Problem, RbacSettings, TlsSettings, WorkerManagerSettings, as_value
 from ..engine import Engine, ExposeFilter, Hooks, Listener, Pattern, Rules
 
 ENCRYPTED: Final = "is encrypted; decrypt it, as nobody can be asked for its password here"
@@ -81,7 +81,7 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext:
         try:
             Path(name).open("rb").close()
         except OSError as error:
-            raise ConfigError(f"{key}: cannot read '{name}': {error.strerror}") from None
+            raise _refused(key, f"cannot read '{name}': {error.strerror}") from None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     asked = False
@@ -95,16 +95,21 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext:
         context.load_cert_chain(settings.certificate, settings.key, no_password)
     except ssl.SSLError as error:
         if asked:
-            raise ConfigError(f"tls.key: '{settings.key}' {ENCRYPTED}") from None
-        raise ConfigError(_unusable(settings, error)) from None
+            raise _refused("tls.key", f"'{settings.key}' {ENCRYPTED}") from None
+        raise _unusable(settings, error) from None
     return context
 
 
-def _unusable(settings: TlsSettings, error: ssl.SSLError) -> str:
+def _unusable(settings: TlsSettings, error: ssl.SSLError) -> ConfigError:
     if error.reason == "KEY_VALUES_MISMATCH":
-        return f"tls.key: '{settings.key}' is not the key of the certificate '{settings.certificate}'"
+        text = f"'{settings.key}' is not the key of the certificate '{settings.certificate}'"
+        return _refused("tls.key", text)
     try:
         ssl.create_default_context(cafile=settings.certificate)
     except ssl.SSLError:
-        return f"tls.certificate: '{settings.certificate}' holds no certificate in PEM form"
-    return f"tls.key: '{settings.key}' holds no private key in PEM form"
+        return _refused("tls.certificate", f"'{settings.certificate}' holds no certificate in PEM form")
+    return _refused("tls.key", f"'{settings.key}' holds no private key in PEM form")
+
+
+def _refused(key: str, text: str) -> ConfigError:
+    return ConfigError("", [Problem(text, key)])

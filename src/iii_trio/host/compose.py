@@ -28,9 +28,9 @@ from ..modules.configuration import ConfigurationModule, EntryFiles, Registry
 from ..modules.http import HttpModule
 from ..modules.introspection import IntrospectionModule
 from ..stores import Folder, Store, StoreStatistics
-from .access import WorkerPort
 from .adopt import Adoption
 from .backups import FOLDER, BackupModule
+from .checks import check_plan, shared_ports
 from .children import Children, resolve_scripts
 from .crew import MAKERS, Crew
 from .output import LEVELS_VARIABLE, ScriptLog
@@ -156,9 +156,9 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
     """
     overrides = overrides or Overrides()
     plan = make_plan(config, overrides)
-    for note in plan.notes:
+    wanted = check_plan(plan, config.token)
+    for note in (*plan.notes, *shared_ports(plan)):
         log.warning("%s", note)
-    wanted = [WorkerPort.of(settings, config.token) for settings in plan.listeners]
     ending_s = config.shutdown_grace_ms / 1000 * ENDING_SHARE
     registry = await _open_registry(plan, config.source)
     adoption = Adoption(registry)

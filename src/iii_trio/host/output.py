@@ -18,6 +18,8 @@ LEVELS_VARIABLE: Final = "III_LOG_LEVELS"
 
 _LEVELS: Final = {name: getattr(logging, name) for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
 _TRACEBACKS: Final = ("Traceback (most recent call last):", "Exception Group Traceback (most recent call last):")
+_SYNTAX_ERROR: Final = re.compile(r'  File ".*", line \d+')
+"""How what Python says of a script that it cannot compile begins, without a heading."""
 _BETWEEN: Final = (
     "During handling of the above exception, another exception occurred:",
     "The above exception was the direct cause of the following exception:",
@@ -59,7 +61,7 @@ class ScriptLog:
 
 def _continues(source: _Source, text: str) -> bool:
     """Whether a line belongs to a traceback; follows it to its end."""
-    if text.lstrip(" |+").startswith(_TRACEBACKS):
+    if text.lstrip(" |+").startswith(_TRACEBACKS) or (not source.inside and _SYNTAX_ERROR.fullmatch(text)):
         if not source.ended and source.level < logging.WARNING:
             source.level = logging.ERROR
         source.inside, source.ended = True, False

@@ -16,6 +16,7 @@ from ..config import (
     Entry,
     HttpFunctionsSettings,
     HttpSettings,
+    Position,
     Problem,
     PubSubSettings,
     QueueModuleSettings,
@@ -23,8 +24,10 @@ from ..config import (
     StreamSettings,
     Structured,
     WorkerManagerSettings,
+    YamlMapping,
     read_settings,
 )
+from ..protocol import errors
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,28 @@ class Block:
     def settings(self) -> Any:
         """The settings, as far as nothing else is stored."""
         return evolve(self.file.settings, **self.flags)
+
+    @property
+    def place(self) -> str:
+        """`FILE:LINE: ` of the worker, or nothing where there is no file."""
+        return f"{self.source}:{self.entry.line}: " if self.source is not None else ""
+
+    def located(self, error: errors.ConfigError) -> ConfigError:
+        """The error with the worker's name, and with the place in the file of each key that has none yet."""
+        found = (error.problems if isinstance(error, ConfigError) else ()) or (Problem(str(error)),)
+        problems = [evolve(one, position=one.position or self._position(one.key)) for one in found]
+        return ConfigError(f"failed to create worker '{self.entry.label}'", problems)
+
+    def _position(self, key: str) -> Position | None:
+        holder, position = self.entry.config, None
+        for part in key.split("."):
+            if not isinstance(holder, YamlMapping):
+                break
+            position = holder.position
+            if part not in holder:
+                break
+            position, holder = holder.value_position(part), holder[part]
+        return position
 
     def sources(self, stored: Collection[str] = (), place: str = "") -> str:
         """Where each setting comes from, in words; `stored` are those that the entry kept in `place` has."""
@@ -163,8 +188,7 @@ def _refuse_own_port(plan: Plan) -> None:
             continue  # who makes the link says what is wrong with it
         if host in THIS_MACHINE and any(port == listener.port for listener in plan.listeners):
             text = f"{bridge[0]} is this engine's own worker port; name the engine that keeps the data"
-            entry = plan.blocks[name].entry
-            raise ConfigError(f"failed to create worker '{entry.label}'", [Problem(text, "adapter.config.bridge_url")])
+            raise plan.blocks[name].located(ConfigError("", [Problem(text, "adapter.config.bridge_url")]))
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from ..config import (
 )
 from ..engine import Engine
 from ..protocol.errors import IIIError
-from .access import WorkerPort
 from .adopt import Adoption
-from .crew import CHECKS, MAKERS, Crew
+from .checks import check_plan
+from .crew import MAKERS, Crew
 from .plan import Block, Overrides, Plan, make_plan
 from .ports import Ports
 from .supervise import leaves
@@ -91,11 +91,7 @@ class Reload:
         try:
             config = await trio.to_thread.run_sync(load_config, source, self.environ)
             plan = make_plan(config, self.overrides)
-            for name, check in CHECKS.items():
-                if (block := plan.blocks.get(name)) is not None:
-                    check(block.settings)
-            for settings in plan.listeners:
-                WorkerPort.of(settings, config.token)  # reads the certificates
+            check_plan(plan, config.token)
         except IIIError as error:
             self._refused += 1
             log.error("the configuration is not taken over, everything runs on as it was: %s", error)

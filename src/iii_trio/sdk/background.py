@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Final, Generic, TypeVar
 
+import outcome
 import trio
 from attrs import define, field, frozen
 
@@ -112,11 +113,16 @@ class Background:
         """Whether this is a task of the background run."""
         return trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token
 
+    @property
+    def handling(self) -> bool:
+        """Whether this is a handler of this client, a task or a thread: the run ends when that has returned."""
+        invocation = current_invocation()
+        return invocation is not None and invocation.client is self._client
+
     def submit(self, work: Callable[[], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
         """Run `work` as a task; cancelling the future cancels the task, and so does the deadline of the invocation.
 
-        The future raises the `WireError`, `TypeError` or `ValueError` of the work, and `SHUTDOWN` when the run ends
-        before it.
+        The future raises what the work raises, and `SHUTDOWN` when the run ends before it.
         """
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         context = contextvars.copy_context()
@@ -134,16 +140,14 @@ class Background:
         """Run a synchronous function of the client on the background thread, and wait for what it returns."""
         if self.inside:
             return change(self.client)
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        future: concurrent.futures.Future[outcome.Maybe[T]] = concurrent.futures.Future()
 
         def begin() -> None:
-            try:
-                _resolve(future, change(self.client))
-            except (WireError, TypeError, ValueError) as error:
-                _fail(future, error)
+            # whatever it raises is for who asked, and would be the end of the client here
+            _resolve(future, outcome.capture(lambda: change(self.client)))
 
         self._soon(begin, future)
-        return future.result()
+        return future.result().unwrap()
 
     def stop(self, drain_s: float = DRAIN_S) -> concurrent.futures.Future[None]:
         """Begin to end: running handlers have `drain_s` seconds. The future is done when the run is."""
@@ -175,8 +179,11 @@ class Background:
         async with self._connect() as client, trio.open_nursery() as nursery:
             self._client, self._nursery = client, nursery
             self._ready.set()
-            await self._stop.wait()
-            await client.drain(self._drain_s)
+            try:
+                await self._stop.wait()
+                await client.drain(self._drain_s)
+            finally:
+                self._nursery = None  # closed from here on, while handlers in threads may go on for long
             nursery.cancel_scope.cancel(reason="shutdown")
 
     async def _carry(self, work: Callable[[], Coroutine[Any, Any, T]], future: concurrent.futures.Future[T]) -> None:
@@ -197,7 +204,7 @@ class Background:
                 _resolve(future, await work())
             if scope.cancelled_caught:
                 _fail(future, InvocationTimeout("the handler's deadline has passed"))
-        except (WireError, TypeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  its caller's, in another thread; the client goes on
             _fail(future, error)
         finally:
             _fail(future, self._closed())

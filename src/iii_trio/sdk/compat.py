@@ -385,10 +385,11 @@ class III:
     def shutdown(self) -> Awaitable[None]:
         """Take the registrations back, let running handlers finish (at most 10 s), close the connection.
 
-        Await what it returns in any event loop. Where there is no event loop it blocks until the client has ended.
+        Await what it returns in any event loop. Where there is no event loop it blocks until the client has ended; a
+        handler in a thread is not kept waiting for itself.
         """
         ended = self._background.stop()
-        if not in_event_loop():
+        if not (in_event_loop() or self._background.handling):
             ended.result()
         return Completion(ended)
 

@@ -105,12 +105,12 @@ class Function:
         self.signature = Signature.of(self.handler)
 
     def resolve(self) -> None:
-        """Look the annotations up, for payload and formats. Raises `TypeError` for a name that cannot be found."""
+        """Look the annotations up, for payload and formats. Raises `TypeError` for one that names nothing."""
         try:
             hints = _hints(self.handler)
             request_hint = hints.get(self.signature.payload or "", Any)
             prepare(request_hint)
-        except NameError as error:
+        except (NameError, SyntaxError) as error:
             raise TypeError(
                 f"annotations of the handler of function {self.id}: {error}. Names in annotations must be found in the "
                 "handler's module at run time."

@@ -135,7 +135,10 @@ class Handlers:
         """Own the tasks of the handlers until `stop`; ends when the last of them has unwound."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
-            await self._over.wait()
+            try:
+                await self._over.wait()
+            finally:
+                self._over.set()  # cancelled, too, no more are begun
             for running in self._running.values():
                 if running.function.on_disconnect != "finish":
                     running.end(CONNECTION_LOST)
@@ -160,6 +163,8 @@ class Handlers:
         if invocation.id in self._running:
             log.warning("invocation %s came twice; the second is ignored", invocation.id)
             return None
+        if self._over.is_set():
+            return None  # it was read in the very moment of the end
         if self._waiting >= BACKLOG_HARD:
             self._refused += 1
             return WireError(f"{self._waiting} invocations are waiting already", wire.WORKER_OVERLOADED)

@@ -10,6 +10,7 @@ from typing import Final
 import trio
 
 from .client import Client
+from .supervisor import ConnectionState
 
 LEVELS_VARIABLE: Final = "III_LOG_LEVELS"
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -27,7 +28,7 @@ def serve(connect: Callable[[], AbstractAsyncContextManager[Client]], drain_time
 
 async def _serve(connect: Callable[[], AbstractAsyncContextManager[Client]], drain_timeout: float) -> None:
     async with connect() as client:
-        client.add_connection_state_listener(lambda state: log.info("worker %s: %s", client.name, state))
+        client.add_connection_state_listener(_teller(client.name))
         # Innermost, so that a third signal meets Python's own handlers even if a handler's thread does not end.
         with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
             async with trio.open_nursery() as nursery:
@@ -37,6 +38,19 @@ async def _serve(connect: Callable[[], AbstractAsyncContextManager[Client]], dra
                 await client.drain(drain_timeout)
                 await client.aclose()
                 nursery.cancel_scope.cancel()
+
+
+def _teller(name: str) -> Callable[[ConnectionState], None]:
+    """Logs every change of the connection's state; that there was none at first is not news."""
+    known: ConnectionState = "disconnected"
+
+    def tell(state: ConnectionState) -> None:
+        nonlocal known
+        if state != known:
+            known = state
+            log.info("worker %s: %s", name, state)
+
+    return tell
 
 
 async def _watch(signals: AsyncIterator[int], stop: trio.Event, everything: trio.CancelScope) -> None:

@@ -331,7 +331,7 @@ class Session:
     def _on_rejection(self, message: RegistrationRejected) -> None:
         if message.code == wire.FUNCTION_NAMESPACE_CONFLICT:
             log.warning(
-                "function '%s' is provided by worker %s in namespace '%s'; ours is not registered",
+                "function '%s' is provided by worker %s in namespace '%s'; ours is not called while that one serves",
                 message.function_id,
                 message.owner_worker_id,
                 message.namespace,

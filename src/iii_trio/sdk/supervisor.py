@@ -211,8 +211,8 @@ class Supervisor:
 
     def listen(self, listener: Callable[[ConnectionState], object]) -> Callable[[], None]:
         """Tell `listener` the state now and at every change; returns what ends that."""
-        self._listeners.append(listener)
         listener(self.state)
+        self._listeners.append(listener)
 
         def unlisten() -> None:
             if listener in self._listeners:

@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 from attrs import define, field
 
-START_S = 30.0
+START_S = 60.0
 STOP_S = 20.0
 COMMAND = (sys.executable, "-m", "iii_trio")
 
@@ -69,7 +69,7 @@ class EngineProcess:
     async def line(self, text: str, count: int = 1) -> str:
         """Wait until `count` lines with `text` in them have been printed; returns the last of those.
 
-        Raises `EngineFailed` when the engine ends without, or after 30 s.
+        Raises `EngineFailed` when the engine ends without, or after 60 s.
         """
         with trio.move_on_after(START_S):
             while True:

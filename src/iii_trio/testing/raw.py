@@ -145,7 +145,7 @@ class RawPort:
     listener: Listener = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.listener = Listener(core=self.core, rules=self.rules)
+        self.listener = Listener(core=self.core, rules=self.rules, port=0)
 
     async def open(
         self, path: str = "/", query: str = "", headers: Mapping[str, str] = MappingProxyType({})

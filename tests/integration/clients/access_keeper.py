@@ -1,6 +1,7 @@
 """The trusted side of the access tests: auth function, hooks and middleware, on the official Python SDK."""
 
 import os
+import threading
 from typing import Any
 
 from iii import InitOptions, register_worker
@@ -69,3 +70,4 @@ iii.register_function("acl::asked", lambda data: asked)
 for hook in (auth, on_function, on_trigger, on_type, middleware):
     iii.register_function(f"acl::{hook.__name__}", hook)
 print("keeper is ready", flush=True)
+threading.Event().wait()  # from Python 3.12 on, a program whose main thread has ended can start no thread for a handler

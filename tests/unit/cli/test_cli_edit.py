@@ -77,7 +77,7 @@ ENTRIES = st.sampled_from(
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     head=st.sampled_from(["", "data_dir: d\n", "# head\n\ndata_dir: d # inline\n"]),
     indent=st.sampled_from(["", "  ", "      "]),

@@ -8,6 +8,7 @@ from iii_trio.config import (
     ConfigError,
     ExposeSettings,
     RbacSettings,
+    StreamSettings,
     TlsSettings,
     WorkerManagerSettings,
     as_value,
@@ -77,6 +78,21 @@ def test_it_survives_a_round_trip() -> None:
 def test_nothing_said_restricts_nothing() -> None:
     settings = WorkerManagerSettings()
     assert (settings.token, settings.rbac, settings.tls, settings.middleware_function_id) == (None, None, None, None)
+    assert settings.allowed_origins is StreamSettings().allowed_origins is None
+
+
+@pytest.mark.parametrize("cls", [WorkerManagerSettings, StreamSettings])
+def test_origins_are_a_list_that_may_be_empty_and_spelled_as_browsers_spell_them(cls: type[Any]) -> None:
+    for allowed in ([], ["*"], ["https://App.example", "http://localhost:3000", "null"]):
+        settings = structure(cls, {"allowed_origins": allowed}).settings
+        assert settings.allowed_origins == tuple(allowed)
+        assert structure(cls, as_value(settings)).settings == settings
+    with pytest.raises(ConfigError) as caught:
+        structure(cls, {"allowed_origins": ["http://a/", "https://b", "c"]})
+    assert [line.partition(" is no web origin")[0] for line in str(caught.value).splitlines() if line] == [
+        "allowed_origins: 'http://a/'",
+        "allowed_origins: 'c'",
+    ]
 
 
 def test_an_empty_rbac_block_exposes_nothing() -> None:
@@ -89,6 +105,7 @@ KNOWN = (
 )
 FILTER = "match, metadata, namespace"
 NO_VALUE = "has no value; give it one or take the key out"
+NO_ORIGIN = "is no web origin, which ends with the host or the port"
 NO_FILTER = 'expected match("pattern") or a mapping with `match` or `metadata`, but found'
 NO_METADATA = "an empty mapping is what every function's metadata matches; name at least one key"
 TWO_GATES = "`rbac.auth_function_id` decides who may connect; a port has either that or a token"
@@ -107,6 +124,11 @@ EXPOSE = "rbac:\n  expose_functions:\n    - "
         ("rbac: {auth_function_id: null}", f"c.yaml:4:32: rbac.auth_function_id: {NO_VALUE}"),
         ("tls: {certificate: a}", "c.yaml:4:12: tls: the key 'key' is required"),
         ("tls: {certificate: a, key: b, ca: c}", "c.yaml:4:37: tls.ca: unknown key. Known keys: certificate, key"),
+        ("allowed_origins:", f"c.yaml:4:7: allowed_origins: {NO_VALUE}"),
+        (
+            "allowed_origins: ['http://localhost:3000/']",
+            f"c.yaml:4:7: allowed_origins: 'http://localhost:3000/' {NO_ORIGIN}; write http://localhost:3000",
+        ),
         ("token: t\nrbac: {auth_function_id: a::b}", f"c.yaml:4:7: token: {TWO_GATES}"),
         (
             "rbac:\n  auth_funtion_id: a::b",

@@ -12,6 +12,7 @@ REALISTIC = """\
 # The shape the official SDK suites run against. Set ${NOT_EXPANDED_HERE} first.
 registration_namespace_grace_ms: ${GRACE_MS:750}
 shutdown_grace_ms: 2000
+max_buffered_bytes: 268435456
 
 workers:
   - name: iii-worker-manager
@@ -90,6 +91,7 @@ def test_a_realistic_file(tmp_path: Path) -> None:
     config = load_config(path, {"HTTP_PORT": "8080"})
     assert config.source == path
     assert (config.grace_ms, config.shutdown_grace_ms, config.default_invocation_timeout_ms) == (750, 2000, 3_600_000)
+    assert config.max_buffered_bytes == 256 * 1024 * 1024
     assert config.data_dir == Path("./data")
     assert config.notes == ()
     assert [entry.instance for entry in config.entries] == [
@@ -107,7 +109,7 @@ def test_a_realistic_file(tmp_path: Path) -> None:
         "telemetry",
     ]
     main, second = config.find("worker-manager")
-    assert (main.config["port"], second.config["port"], second.line) == (49199, 49135, 10)
+    assert (main.config["port"], second.config["port"], second.line) == (49199, 49135, 11)
     [http] = config.find("http")
     assert http.listed_as == "iii-http"
     assert http.config["port"] == 8080
@@ -228,6 +230,10 @@ def test_two_spellings_of_one_worker_are_refused(text: str, lines: list[str]) ->
         ("wrokers: []", "config.yaml:1:1: wrokers: unknown key, did you mean 'workers'? Known keys: "),
         ("[]", "config.yaml:1:1: expected a mapping of keys, but found a list"),
         ("text", "expected a mapping of keys, but found the text 'text'"),
+        (
+            "max_buffered_bytes: 1000000",
+            "config.yaml:1:21: max_buffered_bytes: must be at least 134217728, not 1000000",
+        ),
         ("shutdown_grace_ms: -1", "config.yaml:1:20: shutdown_grace_ms: must be at least 0, not -1"),
         ("data_dir: ''", "config.yaml:1:11: data_dir: must not be empty"),
         ("port: 70000", "config.yaml:1:7: port: must be at most 65535, not 70000"),

@@ -520,9 +520,9 @@ class CoreMachine(RuleBasedStateMachine):
 
 
 def test_the_core_equals_its_model(caplog: pytest.LogCaptureFixture) -> None:
-    walk(CoreMachine, examples=100, steps=60, caplog=caplog)
+    walk(CoreMachine, examples=60, steps=60, caplog=caplog)
 
 
 @pytest.mark.long
 def test_the_core_equals_its_model_for_long(caplog: pytest.LogCaptureFixture) -> None:
-    walk(CoreMachine, examples=600, steps=100, caplog=caplog)
+    walk(CoreMachine, examples=250, steps=100, caplog=caplog)

@@ -295,9 +295,9 @@ class ChaosMachine(RuleBasedStateMachine):
 
 
 def test_nothing_is_stranded_whatever_happens(caplog: pytest.LogCaptureFixture) -> None:
-    walk(ChaosMachine, examples=40, steps=40, caplog=caplog)
+    walk(ChaosMachine, examples=25, steps=40, caplog=caplog)
 
 
 @pytest.mark.long
 def test_nothing_is_stranded_whatever_happens_for_long(caplog: pytest.LogCaptureFixture) -> None:
-    walk(ChaosMachine, examples=900, steps=80, caplog=caplog)
+    walk(ChaosMachine, examples=350, steps=80, caplog=caplog)

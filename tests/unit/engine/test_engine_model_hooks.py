@@ -414,9 +414,9 @@ class HooksMachine(RuleBasedStateMachine):
 
 
 def test_registrations_under_hooks_equal_their_model(caplog: pytest.LogCaptureFixture) -> None:
-    walk(HooksMachine, examples=90, steps=60, caplog=caplog)
+    walk(HooksMachine, examples=50, steps=60, caplog=caplog)
 
 
 @pytest.mark.long
 def test_registrations_under_hooks_equal_their_model_for_long(caplog: pytest.LogCaptureFixture) -> None:
-    walk(HooksMachine, examples=2_000, steps=80, caplog=caplog)
+    walk(HooksMachine, examples=700, steps=80, caplog=caplog)

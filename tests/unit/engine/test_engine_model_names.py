@@ -239,9 +239,9 @@ class NamesMachine(CoreMachine):
 
 
 def test_names_and_replicas_equal_their_model(caplog: pytest.LogCaptureFixture) -> None:
-    walk(NamesMachine, examples=60, steps=50, caplog=caplog)
+    walk(NamesMachine, examples=35, steps=50, caplog=caplog)
 
 
 @pytest.mark.long
 def test_names_and_replicas_equal_their_model_for_long(caplog: pytest.LogCaptureFixture) -> None:
-    walk(NamesMachine, examples=2_000, steps=80, caplog=caplog)
+    walk(NamesMachine, examples=700, steps=80, caplog=caplog)

@@ -338,9 +338,9 @@ class ProvidersMachine(RuleBasedStateMachine):
 
 
 def test_bindings_equal_their_model(caplog: pytest.LogCaptureFixture) -> None:
-    walk(ProvidersMachine, examples=100, steps=50, caplog=caplog)
+    walk(ProvidersMachine, examples=60, steps=50, caplog=caplog)
 
 
 @pytest.mark.long
 def test_bindings_equal_their_model_for_long(caplog: pytest.LogCaptureFixture) -> None:
-    walk(ProvidersMachine, examples=2_000, steps=80, caplog=caplog)
+    walk(ProvidersMachine, examples=700, steps=80, caplog=caplog)

@@ -136,7 +136,8 @@ def test_a_binding_waits_for_its_type_and_says_for_what() -> None:
     core = SyncCore()
     owner = core.connect(version="1")
     bind(owner)
-    bind(owner, "two", "cron", trigger_namespace="orders")
+    bind(owner, "two", "stream", trigger_namespace="orders")
+    bind(owner, "three", "cron")
     assert owner.take() == []
     waiting = core.engine.triggers.get("one")
     assert waiting is not None
@@ -144,7 +145,10 @@ def test_a_binding_waits_for_its_type_and_says_for_what() -> None:
     hinted = core.engine.triggers.get("two")
     assert hinted is not None
     assert "in namespace 'orders'" in hinted.why
-    assert "built-in worker 'cron'" in hinted.why
+    assert "built-in worker 'stream'" in hinted.why
+    elsewhere = core.engine.triggers.get("three")
+    assert elsewhere is not None
+    assert elsewhere.why == "nobody provides the trigger type 'cron'", "it is no part of this release"
     provider = core.connect(version="1")
     provide(provider)
     assert told(provider) == [("registertrigger", "one")]

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,20 @@ def test_a_script_that_dies_of_an_exception_is_an_error(caplog: pytest.LogCaptur
     )
     found = logged(caplog, *run.stdout.splitlines(), *run.stderr.splitlines(), "again")
     assert [level for level, _ in found] == ["INFO", *["ERROR"] * (len(found) - 2), "INFO"]
+
+
+def test_a_script_that_cannot_be_compiled_is_an_error(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    script = tmp_path / "half.py"
+    script.write_text("def (\n")
+    run = subprocess.run([sys.executable, str(script)], check=False, text=True, capture_output=True)
+    found = logged(caplog, "up", *run.stderr.splitlines(), "again")
+    assert "SyntaxError" in found[-2][1]
+    assert [level for level, _ in found] == ["INFO", *["ERROR"] * (len(found) - 2), "INFO"]
+
+
+def test_a_stack_in_a_log_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    lines = ("Stack (most recent call last):", '  File "x.py", line 3, in <module>', "    f()", "after")
+    assert {level for level, _ in logged(caplog, *lines)} == {"INFO"}
 
 
 def test_scripts_do_not_mix(caplog: pytest.LogCaptureFixture) -> None:

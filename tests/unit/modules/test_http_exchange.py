@@ -396,7 +396,7 @@ async def test_the_deadline_gives_504_with_cors_and_cancels_the_handler(
         assert house.answers(Answer.TIMED_OUT) == 1
 
 
-@pytest.mark.parametrize(("timeout", "took_s"), [(700, 0.7), (5000, 5), (None, 1.5), ("1", 1.5), (0, 1.5)])
+@pytest.mark.parametrize(("timeout", "took_s"), [(700, 0.7), (5000, 5), (None, 1.5), ("1", 1.5), (0, 1.5), (True, 1.5)])
 async def test_a_route_may_have_a_deadline_of_its_own(
     timeout: object, took_s: float, autojump_clock: MockClock
 ) -> None:
@@ -407,6 +407,14 @@ async def test_a_route_may_have_a_deadline_of_its_own(
         reply = await house.ask("/x")
         assert (reply.status, trio.current_time()) == (504, pytest.approx(took_s))
         assert f"within {took_s * 1000:.0f} ms" in reply.json["error"]["message"]
+
+
+async def test_a_route_may_have_as_much_time_as_it_likes(autojump_clock: MockClock) -> None:
+    async with open_house(default_timeout=1500) as house:
+        house.slow("f", 100)
+        config = Json.of({"api_path": "/x", "timeout_ms": 10**400})  # more than a float holds
+        house.core.triggers.register(Binding(id="t", trigger_type="http", function_id="f", config=config))
+        assert ((await house.ask("/x")).status, trio.current_time()) == (200, pytest.approx(100))
 
 
 async def test_a_handlers_own_timeout_error_is_500(

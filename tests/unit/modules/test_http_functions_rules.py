@@ -21,6 +21,7 @@ from iii_trio.modules.http_functions.targets import make_target
 from iii_trio.modules.http_functions.urls import LookupFailed, SystemResolver, UrlRefused, UrlRules, parse_url
 from iii_trio.protocol import Json, errors
 from iii_trio.protocol.errors import WireError
+from iii_trio.protocol.limits import DEADLINE_S
 
 
 @pytest.mark.parametrize(
@@ -271,6 +272,7 @@ def test_defaults_of_an_invocation() -> None:
     assert (made.method, made.timeout_s, made.headers, made.secret) == ("POST", 30.0, (), None)
     made = target({"method": None, "timeout_ms": None, "headers": None, "auth": None})
     assert (made.method, made.timeout_s, made.headers, made.secret) == ("POST", 30.0, (), None)
+    assert target({"timeout_ms": 10**400}).timeout_s == DEADLINE_S  # more than a float holds
 
 
 def test_kinds_of_auth() -> None:

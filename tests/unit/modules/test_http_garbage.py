@@ -5,7 +5,7 @@ import gc
 from test_http_exchange import open_house
 from trio.testing import MockClock
 
-from iii_trio.modules.http.exchange import Pending
+from iii_trio.modules.http.pending import Pending
 
 
 def pending() -> int:

@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from iii_trio.config import MiddlewareSettings
 from iii_trio.engine import Binding, Call, Outcome
-from iii_trio.modules.http import exchange
+from iii_trio.modules.http import stages
 from iii_trio.modules.http.decision import Answer
 from iii_trio.protocol import Json
 from iii_trio.protocol.errors import WireError
@@ -276,7 +276,7 @@ async def test_requests_above_the_line_are_shed_and_those_that_wait_too_long(
 async def test_bodies_that_are_held_are_bounded_all_together(
     nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "HTTP_BODIES_ALL", 100)
+    monkeypatch.setattr(stages, "HTTP_BODIES_ALL", 100)
     async with open_house() as house:
         house.slow("f", 5)
         house.route("/x", method="POST")

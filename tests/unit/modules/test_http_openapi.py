@@ -245,7 +245,10 @@ FORMATS: dict[str, Any] = {
     "itself and more": {"allOf": [{"$ref": "#"}, {"type": "object"}]},
     "what it is not": {"allOf": [{"not": {"$ref": "#"}}]},
     "itself among others": {
-        "$defs": {"A": {"type": "object", "anyOf": [{"allOf": [{"$ref": "#/$defs/B"}]}, {}]}, "B": {"$ref": "#/$defs/A"}},
+        "$defs": {
+            "A": {"type": "object", "anyOf": [{"allOf": [{"$ref": "#/$defs/B"}]}, {}]},
+            "B": {"$ref": "#/$defs/A"},
+        },
         "properties": {"body": {"$ref": "#/$defs/A"}},
     },
     "a name of another": {

@@ -263,7 +263,7 @@ class Refusing:
 async def test_what_does_not_fire_is_listed_with_the_reason() -> None:
     async with engine() as (core, user, _):
         bind(core, user, "subscribe", "f", {"topic": "t"}, id="live")
-        bind(core, user, "cron", "f", {}, id="waits")
+        bind(core, user, "queue", "f", {}, id="waits")
         bind(core, user, "moon", "f", {}, id="refused")
         core.triggers.provide(TypeClaim(id="moon", namespace="default", owner=user, provider=Refusing()))
 
@@ -274,7 +274,7 @@ async def test_what_does_not_fire_is_listed_with_the_reason() -> None:
         parked = {
             "waits": (
                 "parked",
-                "nobody provides the trigger type 'cron'; add the built-in worker 'cron' to the configuration",
+                "nobody provides the trigger type 'queue'; add the built-in worker 'queue' to the configuration",
             )
         }
         refused = {"refused": ("refused", "the moon is in the wrong phase")}

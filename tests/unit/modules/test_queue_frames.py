@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import trio
-from queue_harness import BASE, World, configured, open_world, topic_defaults
+from queue_harness import BASE, World, configured, open_world, stats, topic_defaults
 from trio.testing import MockClock
 
 from iii_trio.config import QueueModuleSettings, QueueSettings
 from iii_trio.engine import Clock, open_engine
+from iii_trio.modules.queue import machine
 from iii_trio.stores import WaitingJobLog
 from iii_trio.testing.raw import RawPort, RawWorker, open_port
 
@@ -183,6 +184,39 @@ async def test_a_worker_that_reads_slowly_gets_nothing_more_and_loses_no_attempt
             assert not [frame for frame in worker.frames if frame["type"] == "invokefunction"]
         delivery = await worker.next("invokefunction")
         assert "metadata" not in delivery
+
+
+async def test_a_worker_that_has_read_on_gets_the_rest_at_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the queue happens to look again: that may be never, for all this test knows."""
+    monkeypatch.setattr(machine, "PUT_BACK_S", 1e6)
+    async with frames(configured(default=QueueSettings(max_retries=1))) as (world, port, worker):
+        worker.register("f")
+        await worker.settled()
+        entry = world.core.functions.get("default", "f")
+        assert entry is not None
+        stream = entry.owner.connection._stream.send_stream  # type: ignore[attr-defined]
+        gate, pump = trio.Event(), stream.send_all_hook
+
+        async def pump_later() -> None:
+            await gate.wait()
+            await pump()
+
+        stream.send_all_hook = pump_later
+        producer = await port.connect(name="producer")
+        for n in range(6):
+            await producer.ask("f", {"n": n, "pad": "x" * 3 * 2**20}, **enqueued("default"))
+        await trio.sleep(5)
+        row = await stats(world, "default")
+        assert (row["in_flight"], row["waiting"], row["failures"]) == (3, 3, 0)
+        gate.set()
+        for n in range(6):
+            delivery = await worker.next("invokefunction")
+            assert (delivery["data"]["n"], "metadata" in delivery) == (n, False)
+            worker.answer(delivery, result=None)
+        await worker.settled()
+        assert trio.current_time() < 1e5
 
 
 async def test_nothing_is_repeated_while_a_timed_out_delivery_may_still_run(autojump_clock: MockClock) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import trio
 from attrs import define, field
-from queue_harness import configured, open_world, refusal, taking
+from queue_harness import configured, open_world, refusal, stats, taking
 from trio.testing import MockClock
 
 from iii_trio.config import QueueSettings
@@ -127,6 +127,32 @@ async def test_nothing_is_tried_again_when_the_module_has_ended(autojump_clock: 
             left = log.refusals["remember"]
             await trio.sleep(60)
             assert log.refusals["remember"] == left < 100
+
+
+async def test_a_disk_that_refuses_for_long_is_told_of_once(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line for each delivery and each second would bury everything else that happens on such a day."""
+    async with open_memory() as store:
+        log = Refusing(store.job_log(), {"ack": 10_000})
+        async with open_world(configured(one=QueueSettings(concurrency=20)), log=log) as world:
+            handler = world.serve("f")
+            for number in range(20):
+                await world.enqueue("one", "f", number)
+            await handler.wait(20)
+            await trio.sleep(60.5)
+            assert log.refusals["ack"] <= 10_000 - 20 * 60
+            assert [line for line in caplog.messages if "disk full" in line] == [
+                "queue one: the end of a delivery was not written down, trying again every second: disk full"
+            ]
+            log.refusals.clear()
+            await trio.sleep(10)
+            assert (await stats(world, "one"))["acknowledged"] == 20
+            log.refusals["ack"] = 1
+            await world.enqueue("one", "f", 20)
+            await trio.sleep(10)
+            assert len([line for line in caplog.messages if "disk full" in line]) == 2
+            assert len(handler.seen) == 21
 
 
 def test_many_free_slots_are_filled_in_several_steps() -> None:

@@ -149,3 +149,27 @@ async def test_without_a_queue_a_durable_trigger_is_refused() -> None:
             bind(core, user, "stream", "events", DURABLE)
         with pytest.raises(TriggerRejected, match="Failed to deserialize stream trigger: field `durable`"):
             bind(core, user, "stream", "events", {**DURABLE, "durable": 1})
+
+
+async def test_triggers_of_workers_that_do_not_come_back_are_listed_and_let_go(autojump_clock: MockClock) -> None:
+    async with house() as (core, user, module):
+        async with worker(core, {**DURABLE, "group_id": "g"}):
+            listed = await ask(user, "stream::list_triggers")
+            assert listed["triggers"][0]["live"]
+            assert await ask(user, "stream::forget_trigger", {"function_id": "events"}) == {"forgotten": 0}
+        row = {"function_id": "events", "namespace": "default", "stream_name": "s", "group_id": "g", "item_id": None}
+        row |= {"queue": "default", "condition_function_id": None, "live": False}
+        assert await ask(user, "stream::list_triggers", {}) == {"triggers": [row], "waiting": 0}
+        with pytest.raises(WireError, match="missing field `function_id`"):
+            await ask(user, "stream::forget_trigger", {})
+        assert await ask(user, "stream::forget_trigger", {"function_id": "events", "namespace": "n"}) == {
+            "forgotten": 0
+        }
+        assert await ask(user, "stream::forget_trigger", {"function_id": "events"}) == {"forgotten": 1}
+        await ask(user, "stream::set", {**address(), "data": 1})
+        assert await ask(user, "stream::list_triggers") == {"triggers": [], "waiting": 0}
+        async with open_local(core, "worker") as peer:
+            events = record(peer, "events")
+            await trio.sleep(60)
+            assert events.payloads == []
+        assert module.statistics().bindings == 0

@@ -11,7 +11,7 @@ from attrs import define, field
 
 from iii_trio.modules.stream.events import MAX_REMEMBERED, Group, Stamps, changed, custom, event
 from iii_trio.modules.stream.subscribers import Hub, Subscriber, Subscription
-from iii_trio.protocol import Json
+from iii_trio.protocol import NULL, Json
 
 G: Group = ("s", "g")
 
@@ -21,6 +21,7 @@ class Pipe:
     """A sink that takes messages while it is open."""
 
     full: bool = False
+    closing: bool = False
     got: list[Any] = field(factory=list)
     _room: trio.Event = field(factory=trio.Event)
 
@@ -34,9 +35,13 @@ class Pipe:
         return True
 
     async def wait_room(self) -> None:
-        while self.full:
+        while self.full and not self.closing:
             await self._room.wait()
         await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        self.closing = True
+        self._room.set()
 
     def open(self) -> None:
         self.full = False
@@ -191,3 +196,18 @@ def test_timestamps_of_forgotten_groups_do_not_go_back() -> None:
     now = 900
     before = stamps.next(("t", "0"))
     assert stamps.next(("t", "0")) == before + 1
+
+
+async def test_a_pump_ends_with_a_sink_that_is_full_for_ever() -> None:
+    one, _ = hub(exact=True)
+    pipe = Pipe(full=True)
+    subscriber = one.open(pipe)
+    subscriber.send(event(G, "i", one.stamps.next(G), changed(b"update", NULL)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(subscriber.pump)
+        await trio.testing.wait_all_tasks_blocked()
+        pipe.close()
+        with trio.fail_after(30):
+            while nursery.child_tasks:
+                await trio.lowlevel.checkpoint()
+    assert pipe.got == []

@@ -192,6 +192,26 @@ async def test_cancelinvocation_cancels_the_handler_with_the_reason(autojump_clo
         assert statistics.handlers.cancelled == 1
 
 
+async def test_what_is_read_in_the_moment_in_which_the_handlers_end_is_left_alone(autojump_clock: MockClock) -> None:
+    """A client that is cancelled may have read an invocation already that its reader has not looked at."""
+    worker = Worker("w")
+
+    @worker.function("f")
+    async def f() -> None:
+        raise AssertionError("it is too late")
+
+    async with fake_engine() as engine, worker.connect(open_stream=engine.open_stream) as client:
+        peer = await engine.peer()
+        session = client._supervisor.current
+        assert session is not None
+        session.handlers.stop()
+        await peer.settle()
+        await peer.call("f")
+        await peer.settle()
+        assert peer.closed is None
+        assert session.statistics().handlers.running == 0
+
+
 async def test_a_handler_that_is_cancelled_before_its_turn_does_not_begin(autojump_clock: MockClock) -> None:
     worker = Worker("w")
     begun: list[str] = []

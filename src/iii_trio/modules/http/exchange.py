@@ -1,57 +1,44 @@
 """One HTTP request, from its head to the last byte of its answer (spec/http.md §6, §9–§15).
 
-Theory of operation. A request is one task. While it waits for a function it waits for four things at once, without a
-task for any of them: the function's outcome and the response channel, which step into the wait by callbacks; the
-client's leaving, which is what it reads from the connection meanwhile, handing the body on as it comes; and the deadline
-of the scope it waits in. Each is fed to a `ResponseDecision`, which is a table and no code. A call that has no outcome
-when nobody is there to hear it is cancelled at its executor.
+A request gets a slot, goes through its stages (stages.py) to a decision, and what was decided is written or streamed. A
+call that has no outcome when nobody is there to hear it is cancelled at its executor.
 """
 
 import logging
-import math
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import trio
 from attrs import define, field, frozen
 
 from ...config import HttpSettings, Live
-from ...engine.deadlines import Timer
 from ...engine.engine import Engine
-from ...engine.invocations import Call, Outcome
 from ...engine.local import LocalPeer
-from ...engine.peer import DEFAULT_NAMESPACE
-from ...protocol import Json, JsonError, cancellation, errors
-from ...protocol.errors import WireError
-from ...protocol.limits import DEADLINE_S, HTTP_BODIES_ALL
-from ...transport import one_batch
+from ...protocol import cancellation, errors
 from . import cors
 from .access_log import logged
 from .answers import dressed, not_served, of_failure, of_result, shed, unavailable
-from .asgi import Below, BodyTooLarge, Incoming, NoRoom, Receive, Scope, Send, connection_of, finish, write
-from .decision import REASONS, Answer, Event, ResponseDecision, Waiting
-from .forms import is_small_form, read_form
+from .asgi import Incoming, Receive, Scope, Send, connection_of, finish, write
+from .decision import REASONS, Answer, ResponseDecision
 from .messages import (
-    BadRequest,
     Request,
     Response,
-    check_json,
     envelope,
-    handler_input,
     new_error_id,
     read_request,
     skipped,
     status_of,
     stream_headers,
 )
-from .middleware import TIMED_OUT, middleware_input, read_verdict
+from .middleware import TIMED_OUT
 from .openapi import Document
+from .pending import Pending
 from .routes import Match, NotAllowed, Routes, fallback
 from .slots import GONE, SHED, Slots
+from .stages import Stages
 from .streaming import GONE as CLIENT_GONE
-from .streaming import Channelled, Head, relay
+from .streaming import Head, relay
 from .unsent import Unsent
 
 log = logging.getLogger(__name__)
@@ -60,56 +47,6 @@ READING: Final = ("GET", "HEAD")
 """How the OpenAPI document may be asked for."""
 UNCOUNTED: Final = 64 * 1024
 """Bytes of a response that a socket takes at once as a rule."""
-
-
-@define(eq=False)
-class Pending:
-    """One request under way: what was asked, by whom, of which route, what is decided, and what runs for it."""
-
-    request: Request
-    incoming: Incoming
-    match: Match
-    decision: ResponseDecision
-    settings: HttpSettings
-    context: dict[str, Any] | None = field(default=None, init=False)
-    response: Response | None = field(default=None, init=False)
-    """What a middleware has answered."""
-    complaint: str = field(default="", init=False)
-    """What is wrong with the body."""
-    body_bytes: int = field(default=0, init=False)
-    """What is held of the body in one piece."""
-    in_middleware: bool = field(default=False, init=False)
-    limit_ms: int = field(init=False)
-    """How long what runs now may take."""
-    channels: Channelled | None = field(default=None, init=False)
-    call: Call | None = field(default=None, init=False)
-    outcome: Outcome | None = field(default=None, init=False)
-    """The handler's, once its call has ended."""
-    leftover: Timer | None = field(default=None, init=False)
-    reason: str | None = field(default=cancellation.SHUTDOWN, init=False)
-    """Why the handler is cancelled if it still runs when the request is over; None if it may run on for a while."""
-
-    def __attrs_post_init__(self) -> None:
-        self.limit_ms = self.timeout_ms
-
-    @property
-    def timeout_ms(self) -> int:
-        """How long the request may take up to the head of its response."""
-        return self.match.route.timeout_ms or self.settings.default_timeout
-
-    @property
-    def namespace(self) -> str:
-        """Where the route's functions are looked up."""
-        return self.match.route.binding.namespace
-
-    def ended(self, outcome: Outcome) -> None:
-        """The handler's call has ended, whatever has become of the request meanwhile."""
-        self.outcome = outcome
-        if self.leftover is not None:
-            self.leftover.cancel()
-        self.decision.feed_outcome(outcome)
-        if self.channels is not None:
-            self.channels.wake()
 
 
 @frozen
@@ -152,7 +89,7 @@ class Exchange:
     settings: Live[HttpSettings]
     _slots: Slots = field(init=False)
     _unsent: Unsent = field(factory=Unsent, init=False)
-    _body_bytes: int = field(default=0, init=False)
+    _stages: Stages = field(init=False)
     _document: Document = field(init=False)
     _requests: int = field(default=0, init=False)
     _unmatched: int = field(default=0, init=False)
@@ -164,6 +101,7 @@ class Exchange:
 
     def __attrs_post_init__(self) -> None:
         self._slots = Slots(self.settings)
+        self._stages = Stages(self.core, self.peer, self._slots)
         self._document = Document(self.routes, self.core.functions)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -221,7 +159,7 @@ class Exchange:
             timeout_ms = found.route.timeout_ms or settings.default_timeout
             decision = ResponseDecision(trio.current_time() + timeout_ms / 1000)
             pending = Pending(request, incoming, found, decision, settings)
-            await self._decide(pending)
+            await self._stages.decide(pending)
             self._slots.give_back(incoming)
             holds = False
             if decision.take() is not Answer.STREAM:
@@ -234,242 +172,6 @@ class Exchange:
                 self._slots.give_back(incoming)
             if pending is not None:
                 self._release(pending)
-
-    # -- stages -------------------------------------------------------------------------------------------------------
-
-    async def _decide(self, pending: Pending) -> None:
-        """Middleware, body, condition, the route's middleware, handler: each runs if none before it has decided."""
-        decision, route, incoming = pending.decision, pending.match.route, pending.incoming
-        keeping = incoming.until_gone_keeping_body
-        for item in pending.settings.middleware:
-            if item.phase == "preHandler":
-                if not await self._middleware(pending, item.function_id, keeping, item.timeout_ms):
-                    return
-        parsed, raw = b"", b""
-        if pending.request.has_json or is_small_form(pending.request):
-            parsed, raw = await self._read_body(pending)
-        if self._draining():
-            decision.feed(Event.DRAINING)  # a body may take its time, and nothing has been called yet
-        if decision.answer is not None:
-            return
-        pending.channels = channels = Channelled.open(self.core, incoming, decision, raw)
-        if route.condition is not None and not await self._condition(pending, route.condition, parsed):
-            return
-        for function_id in route.middleware:
-            if not await self._middleware(pending, function_id, channels.body.pump):
-                return
-        await self._handle(pending, channels, handler_input(pending.request, pending.match, parsed, pending.context))
-
-    async def _read_body(self, pending: Pending) -> tuple[bytes, bytes]:
-        """A body that is parsed, as JSON and as it came; one that cannot be parsed, or is not here, has decided."""
-        decision, request, incoming = pending.decision, pending.request, pending.incoming
-        body = parsed = b""
-        late = False
-        take = partial(self._take_room, pending)
-        try:
-            if incoming.here:
-                body = await incoming.read(pending.settings.body_limit, take)
-            else:
-                with trio.CancelScope(deadline=decision.deadline) as scope:
-                    body = await incoming.read(pending.settings.body_limit, take)
-                late = scope.cancelled_caught
-        except BodyTooLarge:
-            decision.feed(Event.OVERSIZE)
-            return b"", b""
-        except NoRoom:
-            decision.feed(Event.CROWDED)
-            return b"", b""
-        if incoming.gone:
-            decision.feed(Event.CLIENT_GONE)
-        elif late:
-            decision.feed(Event.DEADLINE)
-        elif body:
-            try:
-                if (coding := request.headers.get("content-encoding", "").lower()) not in ("", "identity"):
-                    raise BadRequest(f"the body is compressed ({coding}), which is not undone here: send it as it is")
-                if request.has_json:
-                    check_json(body)
-                    parsed = body
-                else:
-                    parsed = read_form(request, body)
-            except BadRequest as error:
-                pending.complaint = str(error)
-                decision.feed(Event.MALFORMED)
-        return parsed, body
-
-    def _take_room(self, pending: Pending, size: int) -> bool:
-        """Let a request hold some more of its body; False when the others hold so much that there is no room."""
-        if self._body_bytes + size > HTTP_BODIES_ALL and self._body_bytes > pending.body_bytes:
-            return False
-        self._body_bytes += size
-        pending.body_bytes += size
-        return True
-
-    async def _condition(self, pending: Pending, function_id: str, parsed: bytes) -> bool:
-        """Whether the condition lets the request through."""
-        assert pending.channels is not None
-        data = handler_input(pending.request, pending.match, parsed, pending.context)
-        outcome = await self._call(pending, function_id, pending.namespace, data, pending.channels.body.pump)
-        if outcome is None:
-            return False
-        if not outcome.ok:
-            pending.decision.feed(Event.ERROR, outcome)
-        elif outcome.result.is_false():
-            pending.decision.feed(Event.BLOCKED)
-        return pending.decision.answer is None
-
-    async def _middleware(
-        self, pending: Pending, function_id: str, watch: Callable[[], Awaitable[None]], timeout_ms: int | None = None
-    ) -> bool:
-        """Whether a middleware lets the request through; it is looked up in the route's namespace, then in `default`."""
-        decision, namespace = pending.decision, pending.namespace
-        if pending.context is None:
-            pending.context = {}
-        if self.core.functions.get(namespace, function_id) is None:
-            namespace = DEFAULT_NAMESPACE
-        data = middleware_input(pending.request, pending.match, pending.context)
-        pending.in_middleware = True
-        outcome = await self._call(pending, function_id, namespace, data, watch, timeout_ms)
-        if outcome is None:
-            return False
-        pending.in_middleware = False
-        if not outcome.ok:
-            decision.feed(Event.ERROR, outcome)
-            return False
-        try:
-            pending.response = read_verdict(outcome.result.decode(), pending.context)
-        except JsonError as error:
-            decision.feed(Event.ERROR, Outcome.failed(WireError(str(error), errors.INVOCATION_FAILED)))
-        except WireError as error:
-            decision.feed(Event.ERROR, Outcome.failed(error))
-        if pending.response is not None:
-            decision.feed(Event.RESPONDED)
-        return decision.answer is None
-
-    async def _call(
-        self,
-        pending: Pending,
-        function_id: str,
-        namespace: str,
-        data: Json,
-        watch: Callable[[], Awaitable[None]],
-        timeout_ms: int | None = None,
-    ) -> Outcome | None:
-        """The outcome of a function before the handler; None when the decision has fallen without it.
-
-        `watch` returns when the client has left. The function has `timeout_ms`, or what the settings give to each, and
-        never longer than the request.
-        """
-        decision, settings = pending.decision, pending.settings
-        decision.function_id = function_id
-        now = trio.current_time()
-        limit = timeout_ms or settings.middleware_timeout or pending.timeout_ms
-        deadline = min(decision.deadline, now + limit / 1000)
-        left = deadline - now
-        if left <= 0:
-            decision.feed(Event.DEADLINE)
-            return None
-        pending.limit_ms = pending.timeout_ms if deadline == decision.deadline else limit
-        outcomes: list[Outcome] = []
-        with trio.CancelScope(deadline=deadline) as waiting:
-
-            def on_done(outcome: Outcome) -> None:
-                outcomes.append(outcome)
-                waiting.cancel()
-
-            call = self.peer.call(
-                function_id,
-                data,
-                on_done,
-                namespace=namespace,
-                timeout_s=left,
-                traceparent=pending.request.traceparent,
-                baggage=pending.request.baggage,
-            )
-            reason = cancellation.SHUTDOWN
-            try:
-                if not outcomes:
-                    await watch()
-                    reason = cancellation.CALLER_DISCONNECTED
-            finally:
-                if call is not None and not outcomes:
-                    if trio.current_time() >= deadline:
-                        reason = cancellation.DEADLINE
-                    self.peer.cancel_call(call, reason)
-        if trio.current_time() >= deadline and not (outcomes and outcomes[0].ok):
-            decision.feed(Event.DEADLINE)  # also when the engine's own timer for the call was the faster one
-        elif not outcomes:
-            decision.feed(Event.CLIENT_GONE)
-        if decision.answer is not None:
-            return None
-        pending.limit_ms = pending.timeout_ms
-        return outcomes[0]
-
-    async def _handle(self, pending: Pending, channels: Channelled, data: Json) -> None:
-        """Call the handler and wait until its outcome, the response channel, the client or the clock has decided.
-
-        The call has no deadline of its own: one that streams may go on as long as it likes, one that does not is
-        cancelled with its request.
-        """
-        decision, binding, request = pending.decision, pending.match.route.binding, pending.request
-        incoming = pending.incoming
-        decision.function_id = binding.function_id
-        if trio.current_time() >= decision.deadline:
-            decision.feed(Event.DEADLINE)
-            return
-        alone = self._slots.running == 1
-        # many requests that come together leave in one write, and a single one without a detour by the worker's writer
-        with one_batch() if alone else nullcontext():
-            pending.call = self.peer.call(
-                binding.function_id,
-                channels.input(data),
-                pending.ended,
-                namespace=binding.namespace,
-                timeout_s=DEADLINE_S,
-                metadata=binding.metadata,
-                traceparent=request.traceparent,
-                baggage=request.baggage,
-            )
-        patience = math.inf
-        while decision.answer is None:
-            unused = decision.waiting is Waiting.CHANNEL and not channels.expected
-            if unused and patience == math.inf:
-                patience = trio.current_time() + self._unused_s(pending)
-            deadline = min(decision.deadline, patience) if unused else decision.deadline
-            if trio.current_time() >= deadline:
-                decision.feed(Event.UNUSED if unused else Event.DEADLINE)
-                return
-            if incoming.below is not None and incoming.complete:
-                await self._wait(decision, incoming.below, deadline)
-                continue
-            with trio.CancelScope(deadline=deadline) as waiting:
-                decision.on_step = waiting.cancel
-                await channels.body.pump()
-                decision.feed(Event.CLIENT_GONE)
-
-    async def _wait(self, decision: ResponseDecision, below: Below, deadline: float) -> None:
-        """Wait for the next step of a decision, with no body left to hand on.
-
-        The same could be had from a cancel scope around `receive`, at four times the cost: this is the way that nearly
-        every request goes.
-        """
-        waiting = decision.waiting
-        decision.on_step = below.wake
-        timer = self.core.deadlines.at(deadline, below.wake)
-        try:
-            while decision.answer is None and decision.waiting is waiting and trio.current_time() < deadline:
-                if below.gone:
-                    decision.feed(Event.CLIENT_GONE)
-                else:
-                    await below.news()
-        finally:
-            timer.cancel()
-
-    def _unused_s(self, pending: Pending) -> float:
-        """How long (s) to wait for a writer after a null: not at all for a built-in, which writes to no channel."""
-        binding = pending.match.route.binding
-        entry = self.core.functions.get(binding.namespace, binding.function_id)
-        return 0 if entry is None or entry.builtin else pending.settings.null_result_timeout / 1000
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
@@ -522,7 +224,7 @@ class Exchange:
                 self.peer.cancel_call(call, pending.reason)
         if pending.channels is not None:
             pending.channels.release()
-        self._body_bytes -= pending.body_bytes
+        self._stages.release(pending)
 
     # -- responses ----------------------------------------------------------------------------------------------------
 
@@ -589,7 +291,7 @@ class Exchange:
             shed=self._shed,
             unmatched=self._unmatched,
             refused=self._refused,
-            body_bytes=self._body_bytes,
+            body_bytes=self._stages.body_bytes,
             unsent_bytes=self._unsent.bytes,
             broken_off=self._unsent.broken_off,
             answers=dict(self._answers),

@@ -24,8 +24,10 @@ from attrs import define, field, frozen
 from ...engine.triggers import Binding, Reason
 from ...protocol import ABSENT, Json, JsonError
 from ...protocol.errors import TriggerRejected
+from ...protocol.limits import DEADLINE_S
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
+MAX_TIMEOUT_MS: Final = int(DEADLINE_S * 1000)
 MAX_PATH: Final = 1024
 """Longest `api_path` in characters; a request's path can be longer, it only matches nothing."""
 
@@ -133,7 +135,7 @@ def read_route(binding: Binding) -> Route:
         binding=binding,
         condition=condition if isinstance(condition, str) and condition else None,
         middleware=tuple(item for item in chain if isinstance(item, str)) if isinstance(chain, list) else (),
-        timeout_ms=timeout if isinstance(timeout, int) and timeout > 0 else None,
+        timeout_ms=min(timeout, MAX_TIMEOUT_MS) if type(timeout) is int and timeout > 0 else None,  # True is no 1
     )
 
 

@@ -117,7 +117,7 @@ def make_target(raw: Json, check: Callable[[str], Endpoint], variable: Callable[
         url=invocation.url,
         endpoint=endpoint,
         method=invocation.method,
-        timeout_s=HTTP_CALL_S if timeout_ms is None else min(timeout_ms / 1000, DEADLINE_S),
+        timeout_s=HTTP_CALL_S if timeout_ms is None else min(timeout_ms, DEADLINE_S * 1000) / 1000,
         headers=tuple(headers.values()),
         secret=secret,
     )

@@ -106,6 +106,7 @@ class ActiveQueue:
     _line: trio.MemorySendChannel[Item | Attempt | Read] | None = field(default=None, init=False)  # to the consumers
     _in_line: int = field(default=0, init=False)  # and with them
     _tasks: trio.Nursery | None = field(default=None, init=False)
+    _unwritable: bool = field(default=False, init=False)  # it was said that a verdict could not be written
     _awaited: set[Target] = field(factory=set, init=False)  # whose worker is busy, and is waited for
 
     def __attrs_post_init__(self) -> None:
@@ -231,6 +232,7 @@ class ActiveQueue:
     def settled(self, item: Item, verdict: Persist) -> None:
         """A verdict stands on disk."""
         self.machine.settled(item, verdict)
+        self._unwritable = False
         if not isinstance(verdict, Retry):
             self.shelf.drop(item.seq)
         self._stir()
@@ -431,7 +433,10 @@ class ActiveQueue:
         if isinstance(error, StoreFull):
             await self.log.room()
         else:
-            log.error("queue %s: the end of a delivery was not written down, trying again: %s", self.key.name, error)
+            if not self._unwritable:
+                self._unwritable = True
+                text = "queue %s: the end of a delivery was not written down, trying again every second: %s"
+                log.error(text, self.key.name, error)
             await trio.sleep(WRITE_AGAIN_S)
         attempt.write_again()
 

@@ -64,15 +64,6 @@ UPDATE_RESULT: Final = object_schema("StateUpdateResult", {**_CHANGE, "errors": 
 LIST_GROUPS_RESULT: Final = object_schema(
     "StateListGroupsResult", {"groups": {"type": "array", "items": {"type": "string"}}}, ("groups",)
 )
-LIST_TRIGGERS_FORMAT: Final = object_schema("StateListTriggersInput", {})
-FORGET_TRIGGER_FORMAT: Final = object_schema(
-    "StateForgetTriggerInput",
-    {
-        "function_id": {"type": "string", "description": "The function that is to be told no more."},
-        "namespace": {**_TEXT_OR_NULL, "description": "Its namespace; absent means `default`."},
-    },
-    ("function_id",),
-)
 CONFIG_FORMAT: Final = object_schema(
     "StateTriggerConfig",
     {

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from attrs import define, field
 
 from ...config import Live, StateSettings
-from ...engine import DEFAULT_NAMESPACE, LATER, Call, Engine, Later, Outcome
+from ...engine import LATER, Call, Engine, Later
 from ...protocol import ABSENT, NULL, Json
 from ...protocol.codec import encode_value
 from ...protocol.errors import StoreError, WireError
@@ -65,7 +65,7 @@ class StateFunctions:
     too_large: int = field(default=0, init=False)
 
     def register(self, serve: Serve) -> None:
-        """Serve those that every engine of this kind has."""
+        """Serve all of them."""
         serve(
             "state::set",
             self._set,
@@ -94,21 +94,6 @@ class StateFunctions:
             description="All scopes that hold a key.",
             request_format=formats.LIST_GROUPS_FORMAT,
             response_format=formats.LIST_GROUPS_RESULT,
-        )
-
-    def register_operators(self, serve: Serve) -> None:
-        """Serve those for the durable triggers of this engine."""
-        serve(
-            "state::list_triggers",
-            self._list_triggers,
-            description="Every durable trigger that is kept, and what waits for them.",
-            request_format=formats.LIST_TRIGGERS_FORMAT,
-        )
-        serve(
-            "state::forget_trigger",
-            self._forget_trigger,
-            description="Let a function whose worker will not come back be told of no changes any more.",
-            request_format=formats.FORGET_TRIGGER_FORMAT,
         )
 
     # -- the functions (§2) -------------------------------------------------------------------------------------------
@@ -234,32 +219,6 @@ class StateFunctions:
 
         submit = partial(self.store.scopes, prefix=prefix, after=after, limit=limit, now_ms=self._now_ms())
         return self._submit(call, LIST_GROUPS_ERROR, submit, done)
-
-    # -- for operators ------------------------------------------------------------------------------------------------
-
-    def _list_triggers(self, call: Call, data: Json) -> Outcome:
-        """`{}` → `{"triggers": [{"function_id", "namespace", "scope", "key", "queue", …, "live"}], "waiting"}`."""
-        call_fields(call, data, optional=True)
-        rows = [
-            {
-                "function_id": watch.function_id,
-                "namespace": watch.namespace,
-                "scope": watch.place[0],
-                "key": watch.place[1],
-                "queue": watch.queue,
-                "condition_function_id": watch.condition,
-                "live": live,
-            }
-            for watch, live in self.telling.watches.durable.list()
-        ]
-        return Outcome(Json.of({"triggers": rows, "waiting": self.telling.outbox.statistics().recorded}))
-
-    def _forget_trigger(self, call: Call, data: Json) -> Outcome:
-        """`{"function_id", "namespace"?}` → `{"forgotten": n}`; a trigger that a worker holds now is left alone."""
-        fields = call_fields(call, data)
-        namespace = fields.text_or_none("namespace") or DEFAULT_NAMESPACE
-        count = self.telling.watches.durable.forget(namespace, fields.text("function_id"))
-        return Outcome(Json.of({"forgotten": count}))
 
     # -- steps --------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from ...protocol.errors import TriggerRejected
 from ...stores import KeyValue, KeyValueStatistics
 from ..bindings import BindingIndex
 from ..durable import DurableIndex, Watches
+from ..durable_functions import DurableFunctions
 from ..outbox import Outbox, OutboxStatistics
 from ..remote import Remote
 from ..remote_state import RemoteState
@@ -128,7 +129,7 @@ class StateModule:
     def _serve(self, peer: LocalPeer, functions: StateFunctions, telling: Telling) -> None:
         if self.remote is None:
             functions.register(peer.register)
-            functions.register_operators(peer.register)
+            DurableFunctions("state", ("scope", "key"), telling.watches.durable, telling.outbox).register(peer.register)
         else:
             functions.register(partial(self._remote(self.remote, functions, telling).register, peer))
 

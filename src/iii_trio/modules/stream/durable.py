@@ -15,6 +15,7 @@ from ...protocol import Json
 from ...protocol.errors import StoreError, TriggerRejected
 from ...stores import Entry, Failed, KeyValue, Result, Store
 from ..durable import DEFAULT_QUEUE, DurableIndex, Watch, Watches, durable_queue
+from ..durable_functions import DurableFunctions
 from ..inputs import config_fields
 from ..outbox import Outbox, Row, row_of
 from .events import Stamps, changed, event
@@ -72,6 +73,11 @@ class Durable:
     provider: Watches[Place]
     outbox: Outbox
     stamps: Stamps
+
+    def register(self, peer: LocalPeer) -> None:
+        """Serve the functions for operators."""
+        names = "stream_name", "group_id", "item_id"
+        DurableFunctions("stream", names, self.provider.durable, self.outbox).register(peer.register)
 
     def recording(self, call: Call, group: tuple[str, str], item: str | None) -> Recording | None:
         """What records the deliveries of an event; None if nobody wants any. Raises `StoreError` when there is no room."""

@@ -99,6 +99,7 @@ class StreamModule:
                 if self.remote is None:
                     await durable.provider.durable.load()
                     await durable.outbox.open()
+                    durable.register(peer)
                 functions.register(peer)
                 peer.provide(
                     "stream",

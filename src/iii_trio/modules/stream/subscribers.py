@@ -37,6 +37,10 @@ class Sink(Protocol):
     def busy(self) -> bool:
         """Whether it should get no more for now."""
 
+    @property
+    def closing(self) -> bool:
+        """Whether it takes nothing any more."""
+
     def push(self, message: bytes) -> bool:
         """Send a text message; False when it has ended."""
 
@@ -208,10 +212,15 @@ class Subscriber:
         self._behind.unpark()
 
     async def pump(self) -> None:
-        """Bring a subscriber that fell behind up to date, as fast as its socket takes it. Runs until cancelled."""
+        """Bring a subscriber that fell behind up to date, as fast as its socket takes it.
+
+        Runs until cancelled, or until the socket takes nothing any more.
+        """
         while True:
             while self._backlog or self._stale:
                 await self.sink.wait_room()
+                if self.sink.closing:
+                    return
                 while self._backlog and not self.sink.busy:
                     told = self._backlog.popleft()
                     self._backlog_bytes -= told.size
