@@ -116,7 +116,7 @@ async def test_head_and_body_leave_in_one_send() -> None:
 
 
 async def test_connections_are_kept_for_a_while_and_closed_when_nobody_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "HTTP_IDLE_S", 0.4)
+    monkeypatch.setattr(transport, "HTTP_IDLE_S", 1.0)
     async with engine_lab() as lab:
         endpoint = await lab.endpoint(answering(JSON_OK))
         await lab.register("f", endpoint.url)

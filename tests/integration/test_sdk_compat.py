@@ -302,18 +302,23 @@ async def test_a_handler_in_a_thread_that_calls_after_the_end_is_told_so() -> No
         assert isinstance(iii.failure, RegistrationRejected)
 
 
-async def test_a_handler_in_a_thread_may_shut_the_client_down() -> None:
+@pytest.mark.parametrize("in_task", [False, True])
+async def test_a_handler_may_shut_the_client_down(in_task: bool) -> None:
     async with listening() as (engine, url), client_of(url) as iii:
 
-        @iii.function(id="stop")
         def stop() -> str:
             iii.shutdown()
             return "as you wish"
 
+        async def stop_in_task() -> str:
+            await iii.shutdown()
+            return "as you wish"
+
+        iii.register_function("stop", stop_in_task if in_task else stop)
         peer = await engine.peer()
         await peer.receive("registerfunction")
         await peer.call("stop")
-        assert (await peer.receive("invocationresult"))["result"] == "as you wish"
+        assert (await peer.receive("invocationresult")).get("result") == "as you wish"
         assert (await peer.wait_closed()).code == 1000
 
 

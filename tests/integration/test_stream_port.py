@@ -208,17 +208,15 @@ async def test_a_changed_port_is_bound_before_the_old_one_goes_and_open_sockets_
         nursery.cancel_scope.cancel()
 
 
-async def test_another_host_on_the_same_port_is_had_at_once() -> None:
+async def test_a_port_is_released_before_it_is_bound_again() -> None:
     async with open_memory() as store, open_engine() as core, trio.open_nursery() as nursery:
         module = StreamModule(Live(StreamSettings(host="127.0.0.1", port=0)), store)
         await nursery.start(module.run, core)
-        port = module.addresses[0][1]
-        for _ in range(10):  # whether the old listener is closed in time is a matter of the order of tasks
-            for host_name in ("localhost", "127.0.0.1"):
-                settings = StreamSettings(host=host_name, port=port)
-                await module.rebind(settings)
-                module.settings.set(settings)
-                assert (await (await reader(nursery, port)).has(1)) == [("sync", [])]
+        settings = StreamSettings(host="127.0.0.1", port=module.addresses[0][1])
+        for _ in range(20):  # whether the old listener is closed in time was a matter of the order of tasks
+            await module.rebind(settings)
+        one = await reader(nursery, settings.port)
+        assert await one.has(1) == [("sync", [])]
         nursery.cancel_scope.cancel()
 
 

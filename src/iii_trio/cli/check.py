@@ -9,7 +9,7 @@ import click
 from attrs import frozen
 
 from ..config import SETTINGS, ConfigError, EngineConfig, Entry, Problem, load_config, read_settings
-from ..host.checks import check_plan, shared_ports
+from ..host.checks import check_plan, remarks
 from ..host.plan import NOT_HERE, Overrides, make_plan
 from .failure import FAILED, fail
 from .output import show, show_json, show_table
@@ -116,7 +116,7 @@ def _notes(config: EngineConfig) -> tuple[str, ...]:
         check_plan(plan, config.token)
     except ConfigError as error:
         raise ConfigErrors([error]) from None
-    return (*plan.notes, *shared_ports(plan))
+    return (*plan.notes, *remarks(plan))
 
 
 def _problems(error: ConfigError) -> tuple[Problem, ...]:

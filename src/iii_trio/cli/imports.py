@@ -10,7 +10,7 @@ import trio
 from ..host.adopt import take_stored
 from ..protocol.errors import StoreError
 from ..stores import Entry, Existing, Imported, import_values
-from ..stores.reference_files import STREAM, Index, Reading, ambiguous, read_directory, split_stream
+from ..stores.reference_files import STREAM, SUFFIX, Index, Reading, ambiguous, read_directory, split_stream
 from .data import SPACE, STREAM_SPACES, config_option, data_dir_option, planned
 from .failure import fail
 from .output import clean, plural, show, show_json
@@ -53,6 +53,10 @@ def import_data(
     """
     try:
         reading = read_directory(directory)
+        if reading.is_empty():
+            fail(
+                f"{directory} holds no file of a reference engine (NAME{SUFFIX}); give its `file_path`, which is a directory."
+            )
         state, found = _parted(reading, what, all_state)
         malformed = [*reading.malformed, *ambiguous(found, streams)]
         if malformed and not skip_malformed:

@@ -61,6 +61,11 @@ class FunctionEntry:
         self.wire = b'","function_id":' + encode_value(self.exposed_id) + b',"data":'
         self.echo = b'","function_id":' + encode_value(self.id)
 
+    @property
+    def behind(self) -> bool:
+        """Whether nobody who serves it reads as fast as is sent (`Peer.behind`)."""
+        return self.owner.behind if self.replicas is None else not self.replicas.keeping_up()
+
 
 @frozen
 class FunctionStatistics:

@@ -72,6 +72,11 @@ class Peer:
     def __attrs_post_init__(self) -> None:
         self.caller_pair = b'{"_caller_worker_id":"%s"' % self.id.encode()
 
+    @property
+    def behind(self) -> bool:
+        """Whether it reads more slowly than is sent to it, so that more work had better go elsewhere, or wait."""
+        return False
+
     def submit(self, call: "Call", data: Json) -> None:
         """See `Executor.submit`."""
         raise NotImplementedError

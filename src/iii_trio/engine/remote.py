@@ -381,6 +381,11 @@ class RemotePeer(Peer):
 
     # -- Executor and Caller ------------------------------------------------------------------------------------------
 
+    @property
+    def behind(self) -> bool:
+        """See `Peer.behind`."""
+        return self.connection.busy
+
     def submit(self, call: Call, data: Json) -> None:
         """See `Executor.submit`: the payload's text goes out as it came in, the caller's id spliced into it."""
         if self.connection.overloaded:

@@ -1,4 +1,4 @@
-"""Shared functions: several workers serve one id, and each call goes to the one that runs the fewest.
+"""Shared functions: several workers serve one id, and each call goes to the one that runs the fewest and keeps up.
 
 A worker shares a function by `"iii.shared": true` in the metadata of its registration; without that a function is
 exclusive. While a shared claim serves, every other shared claim on the id serves beside it, with no order among them:
@@ -42,6 +42,10 @@ class Replicas:
         """Any one of them."""
         return next(iter(self._entries))
 
+    def keeping_up(self) -> "list[FunctionEntry]":
+        """Those whose workers read what is sent to them."""
+        return [entry for entry in self._entries if not entry.owner.behind]
+
     def join(self, entry: "FunctionEntry") -> None:
         """Let `entry` serve with the others."""
         entry.replicas = self
@@ -55,7 +59,8 @@ class Replicas:
     def choose(self) -> "FunctionEntry":
         """Who gets the next call: the entry that runs the fewest, among equals the one chosen longest ago.
 
-        A running call is one that was `started` and is not in `count` yet. Which it is now, for one more.
+        A running call is one that was `started` and is not in `count` yet. Which it is now, for one more. A worker that
+        does not read what it is sent gets none while another does, though it may run fewer.
         """
         entries = self._entries
         chosen = self.first
@@ -67,6 +72,8 @@ class Replicas:
                     chosen, fewest = entry, running
                     if running <= 0:
                         break
+        if chosen.owner.behind:
+            chosen = min(self.keeping_up(), key=lambda entry: entry.started - entry.count, default=chosen)
         del entries[chosen]
         entries[chosen] = None
         chosen.started += 1

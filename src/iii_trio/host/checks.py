@@ -6,6 +6,7 @@ The same for the start, for `iii-trio check` and for a file that changes, so tha
 from collections.abc import Iterator
 
 from ..config import LOOPBACK
+from ..modules.http.middleware import PHASE
 from ..protocol.errors import ConfigError
 from .access import WorkerPort, server_context
 from .crew import CHECKS
@@ -28,8 +29,17 @@ def check_plan(plan: Plan, engine_token: str | None) -> list[WorkerPort]:
     return [WorkerPort.of(settings, engine_token) for settings in plan.listeners]
 
 
-def shared_ports(plan: Plan) -> Iterator[str]:
-    """A remark for each two workers of which only one can have the port that both ask for."""
+def remarks(plan: Plan) -> Iterator[str]:
+    """What is no mistake in itself, and yet not what was meant."""
+    yield from _shared_ports(plan)
+    for item in () if plan.http is None else plan.http.middleware:
+        if item.phase != PHASE:
+            text = f"the middleware '{item.function_id}' is never called, for there is no phase '{item.phase}'"
+            yield f"{plan.blocks['http'].place}{text}; use {PHASE}"
+
+
+def _shared_ports(plan: Plan) -> Iterator[str]:
+    """Each two workers of which only one can have the port that both ask for."""
     seen: list[Block] = []
     for block in plan.blocks.values():
         if not getattr(block.settings, "port", 0):

@@ -30,7 +30,7 @@ from ..modules.introspection import IntrospectionModule
 from ..stores import Folder, Store, StoreStatistics
 from .adopt import Adoption
 from .backups import FOLDER, BackupModule
-from .checks import check_plan, shared_ports
+from .checks import check_plan, remarks
 from .children import Children, resolve_scripts
 from .crew import MAKERS, Crew
 from .output import LEVELS_VARIABLE, ScriptLog
@@ -157,7 +157,7 @@ async def open_host(config: EngineConfig, overrides: Overrides | None = None) ->
     overrides = overrides or Overrides()
     plan = make_plan(config, overrides)
     wanted = check_plan(plan, config.token)
-    for note in (*plan.notes, *shared_ports(plan)):
+    for note in (*plan.notes, *remarks(plan)):
         log.warning("%s", note)
     ending_s = config.shutdown_grace_ms / 1000 * ENDING_SHARE
     registry = await _open_registry(plan, config.source)

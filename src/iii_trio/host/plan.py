@@ -64,8 +64,8 @@ class Block:
 
     @property
     def place(self) -> str:
-        """`FILE:LINE: ` of the worker, or nothing where there is no file."""
-        return f"{self.source}:{self.entry.line}: " if self.source is not None else ""
+        """`FILE:LINE: ` of the worker, or nothing where no file lists it."""
+        return f"{self.source}:{self.entry.line}: " if self.source is not None and self.entry.line else ""
 
     def located(self, error: errors.ConfigError) -> ConfigError:
         """The error with the worker's name, and with the place in the file of each key that has none yet."""
@@ -74,7 +74,8 @@ class Block:
         return ConfigError(f"failed to create worker '{self.entry.label}'", problems)
 
     def _position(self, key: str) -> Position | None:
-        holder, position = self.entry.config, None
+        holder: Any = self.entry.config
+        position = None
         for part in key.split("."):
             if not isinstance(holder, YamlMapping):
                 break

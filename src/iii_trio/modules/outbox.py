@@ -39,6 +39,8 @@ from .durable import Watch
 log = logging.getLogger(__name__)
 
 QUEUE_STATS: Final = "engine::queue::stats"
+FULL: Final = "too many events of durable triggers wait for their queue. Look at the log for what holds it up."
+"""Why a write is refused while the outbox is `full`."""
 ENQUEUE_S: Final = 30.0
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 10.0

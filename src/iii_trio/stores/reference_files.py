@@ -51,6 +51,10 @@ class Reading:
     malformed: tuple[tuple[Path, str], ...]
     queue_files: int
 
+    def is_empty(self) -> bool:
+        """Whether nothing in the directory looks like a file of a reference engine."""
+        return not (self.indexes or self.malformed or self.queue_files)
+
 
 class _Malformed(Exception):
     """A file is not as described; the text says how."""

@@ -256,6 +256,36 @@ def test_check_says_which_of_two_entries_counts() -> None:
     assert [line for line in lines if "stands there again" in line]
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "workers:\n- name: http\n  config: {port: 49134, host: 127.0.0.1}\n",
+            "'iii-worker-manager' asks for port 49134, and so does 'http'; one of them cannot start",
+        ),
+        (
+            "workers:\n- name: http\n- name: stream\n  config: {port: 3111, host: 0.0.0.0}\n",
+            "config.yaml:3: 'stream' asks for port 3111, and so does 'http'; one of them cannot start",
+        ),
+        (
+            "workers:\n- name: http\n  config: {middleware: [{function_id: guard, phase: onRequest}]}\n",
+            "config.yaml:2: the middleware 'guard' is never called, for there is no phase 'onRequest'; use preHandler",
+        ),
+    ],
+)
+def test_check_remarks_what_cannot_be_meant(text: str, told: str) -> None:
+    Path("config.yaml").write_text(text)
+    notes = done("check").stdout.partition("Notes:\n")[2].splitlines()
+    assert [note for note in notes if note.strip() == told]
+
+
+def test_ports_of_different_addresses_are_no_remark() -> None:
+    Path("config.yaml").write_text(
+        "workers: [{name: http, config: {port: 3112, host: 127.0.0.5}}, {name: stream}, {name: admin}]\n"
+    )
+    assert "Notes" not in done("check").stdout
+
+
 def test_check_as_json() -> None:
     Path("f.yaml").write_text(GOOD)
     told = json.loads(done("check", "-c", "f.yaml", "--json").stdout)
@@ -296,7 +326,19 @@ def test_check_names_mistakes_as_json() -> None:
         ("data_dir: ${NO_SUCH}\n", "Failed to parse config file 'config.yaml': config.yaml:1:11: Environment variable"),
         (
             "workers: [{name: iii-worker-manager, config: {tls: {certificate: no.pem, key: no.pem}}}]\n",
-            "tls.certificate: cannot read 'no.pem': No such file or directory",
+            "failed to create worker 'iii-worker-manager': config.yaml:1:66: tls.certificate: cannot read 'no.pem': No",
+        ),
+        (
+            "workers:\n- name: http\n  config:\n    tls: {certificate: no.pem, key: no.pem}\n",
+            "failed to create worker 'http': config.yaml:4:24: tls.certificate: cannot read 'no.pem': No such file",
+        ),
+        (
+            "workers:\n- name: http\n  config: {request_id_header: x y}\n",
+            "failed to create worker 'http': config.yaml:3:11: request_id_header: 'x y' is no header name",
+        ),
+        (
+            "workers:\n- name: state\n  config: {adapter: {name: bridge}}\n",
+            "failed to create worker 'state': config.yaml:3:21: adapter.config.bridge_url: ws://localhost:49134 is this",
         ),
     ],
 )

@@ -66,6 +66,14 @@ def test_state_comes_over_with_its_names_its_order_and_its_numbers() -> None:
     assert sorted(path.name for path in OLD.iterdir()) == sorted([".bin", "users%2F%C3%A9%3Ax.bin"])
 
 
+def test_a_directory_of_something_else_is_refused() -> None:
+    OLD.mkdir()
+    (OLD / "store.sqlite3").write_text("not ours to read")
+    for what in ("state", "streams"):
+        refused = iii("import", what, "old", status=1)
+        assert "old holds no file of a reference engine (NAME.bin)" in refused.output
+
+
 def test_what_is_here_already_stops_it_unless_said_otherwise() -> None:
     put(OLD, "s", {"a": 1, "b": 2})
     iii("import", "state", "old")

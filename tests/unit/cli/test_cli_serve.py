@@ -79,7 +79,10 @@ def misused(*arguments: str) -> str:
                 "Environment variable 'NOWHERE_TO_BE_FOUND' not set and no default provided"
             ),
         ),
-        ("workers:\n  - name: iii-http\n    config: {middleware: [{function_id: f}]}\n", "failed to create worker"),
+        (
+            "workers:\n  - name: iii-http\n    config: {middleware: [{}]}\n",
+            "failed to create worker 'iii-http': config.yaml:3:27: middleware[0]: the key 'function_id' is required",
+        ),
     ],
 )
 @pytest.mark.parametrize("arguments", [["serve", "-c", "config.yaml"], ["--config", "config.yaml"], ["serve"], []])

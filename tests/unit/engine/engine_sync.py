@@ -30,6 +30,7 @@ class FakeConnection:
 
     sent: list[bytes] = field(factory=list)
     full: bool = False
+    busy: bool = False
     overloaded: bool = False
     pending_bytes: int = 0
     message_limit: int = MAX_MESSAGE

@@ -65,6 +65,22 @@ def test_a_call_goes_to_who_runs_the_fewest() -> None:
     assert [len(invoked(worker)) for worker in (busy, idle)] == [1, 1]
 
 
+def test_a_worker_that_does_not_read_gets_no_call_while_another_does() -> None:
+    core = SyncCore()
+    stalled, reader, other = workers(core, 3)
+    caller = core.connect()
+    stalled.connection.busy = True
+    for _ in range(6):
+        caller.call("a::f")
+    assert [len(invoked(worker)) for worker in (stalled, reader, other)] == [0, 3, 3]
+    reader.connection.busy = other.connection.busy = True
+    caller.call("a::f")
+    assert len(invoked(stalled)) == 1, "none of them reads: who runs the fewest"
+    stalled.connection.busy = False
+    caller.call("a::f")
+    assert len(invoked(stalled)) == 1
+
+
 def test_one_that_leaves_takes_its_own_calls_and_no_other() -> None:
     core = SyncCore()
     first, second = workers(core, 2)

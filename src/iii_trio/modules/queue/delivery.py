@@ -176,8 +176,9 @@ class Attempt:
         if entry is None:
             self._ended(Missing())
             return
-        if isinstance(entry.owner, RemotePeer) and entry.owner.connection.busy:
-            self.queue.wait_for_room(self.item.target, entry.owner.connection)
+        if entry.behind:
+            if isinstance(entry.owner, RemotePeer):  # of several who serve it the first will do: each rest is short
+                self.queue.wait_for_room(self.item.target, entry.owner.connection)
             self._ended(Busy())
             return
         marker = Marker(self.queue.key.name, self.job.message_id or self.job.id, self.item.deliveries)

@@ -19,6 +19,7 @@ from ...protocol.codec import encode_value
 from ...protocol.errors import StoreError, WireError
 from ...stores import Failed, KeyValue, MalformedOps, OnDone, Result, StoreClosed, Updated, parse_ops
 from ..inputs import Fields, call_fields
+from ..outbox import FULL
 from ..updates import Decided, decide
 from . import formats
 from .expiry import Expiry
@@ -240,8 +241,7 @@ class StateFunctions:
             raise self._failure(failure, error) from None
         recording = self.telling.recording(call, scope, key)
         if recording is not None and self.telling.outbox.full:
-            why = "too many events of durable triggers wait for their queue. Look at the log for what holds it up."
-            raise self._failure(failure, StoreError(why))
+            raise self._failure(failure, StoreError(FULL))
         return recording
 
     def _written(

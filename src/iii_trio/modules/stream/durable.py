@@ -17,7 +17,7 @@ from ...stores import Entry, Failed, KeyValue, Result, Store
 from ..durable import DEFAULT_QUEUE, DurableIndex, Watch, Watches, durable_queue
 from ..durable_functions import DurableFunctions
 from ..inputs import config_fields
-from ..outbox import Outbox, Row, row_of
+from ..outbox import FULL, Outbox, Row, row_of
 from .events import Stamps, changed, event
 from .triggers import REFUSED, UNTRACED, Place, places_of, read_stream_config
 from .triggers import Watches as StreamWatches
@@ -25,8 +25,6 @@ from .triggers import Watches as StreamWatches
 OUTBOX_SPACE = "streams/outbox"
 TRIGGERS_SPACE = "streams/triggers"
 """Beside the spaces of the streams, in the same file."""
-
-FULL = "too many events of durable triggers wait for their queue. Look at the log for what holds it up."
 
 
 def is_durable(binding: Binding) -> bool:

@@ -101,7 +101,7 @@ class Sockets:
             if before is not None:
                 before.scope.cancel()
         if before is not None:
-            await before.ended.wait()
+            pass
 
     async def _accept(
         self,
