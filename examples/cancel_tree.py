@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from attrs import frozen
 
-from iii_trio import Client, FunctionNotFound, HttpRequest, HttpResponse, Invocation, Worker
+from iii_trio import Client, FunctionNotFound, HttpResponse, Invocation, Worker
 
 MIDDLE = Path(__file__).with_name("cancel_tree_middle.py")
 
@@ -44,10 +45,22 @@ async def ask(who: str, client: Client, invocation: Invocation, function_id: str
         raise
 
 
+@frozen
+class Query:
+    seconds: float = 30
+
+
+@frozen
+class TreeRequest:
+    """What the handler wants to know of the request; a `seconds` that is no number is answered 400."""
+
+    query_params: Query
+
+
 @front.http("GET", "tree")
 @front.function("front::tree")
-async def tree(request: HttpRequest, *, client: Client, invocation: Invocation) -> HttpResponse:
-    seconds = float(request.query_params.get("seconds", "30"))
+async def tree(request: TreeRequest, *, client: Client, invocation: Invocation) -> HttpResponse:
+    seconds = request.query_params.seconds
     answers: dict[str, Any] = {}
 
     async def part(function_id: str) -> None:

@@ -334,7 +334,7 @@ async def run(lab: Lab, stops: Sequence[signal.Signals], moments: Sequence[str])
     workers = [await release.start(lab, engine) for release in releases]
     for moment, stop in zip(moments, (None, *stops), strict=True):
         if stop is not None:
-            status = await engine.process.stop(stop, within_s=GRACE_S)
+            status = await engine.process.stop(stop, within_s=3 * GRACE_S)
             assert status == (0 if stop is signal.SIGTERM else -stop)
             engine = await lab.engine(after=engine)
         async with trio.open_nursery() as nursery:

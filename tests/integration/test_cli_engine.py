@@ -47,7 +47,7 @@ workers:
         default: {{max_retries: 1, backoff_ms: 0}}
         jobs: {{max_retries: 1, backoff_ms: 0}}
 """
-SECONDS = 20.0
+SECONDS = 60.0
 COMMAND = (sys.executable, "-m", "iii_trio")
 WAITING = threading.Event()
 """Set once `greet::never` runs."""
@@ -383,6 +383,14 @@ def test_a_value_that_does_not_fit_is_refused() -> None:
     told = refused("config", "set", "iii-http", "default_timeout=never")
     assert "default_timeout" in told
     assert told.endswith("(SCHEMA_INVALID)")
+
+
+def test_a_value_that_cannot_be_carried_out_is_said_to_be_stored_alone() -> None:
+    result = run("config", "set", "iii-queue", 'queue_configs={"mail": {"type": "fifo"}}')
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["new_value"] == {"queue_configs": {"mail": {"type": "fifo"}}}
+    assert result.stderr.startswith("Error: this is stored, but 'iii-queue' runs on as it was")
+    done("config", "reset", "iii-queue")
 
 
 def test_a_value_is_shown_with_its_placeholders() -> None:

@@ -379,9 +379,10 @@ async def test_allowed_origins_change_with_the_file_and_cut_nobody_off(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = "workers:\n  - name: iii-worker-manager\n    config: {{port: 0{more}}}\n"
+    text += "  - name: iii-stream\n    config: {{port: 0}}\n"
 
-    async def status(bench: Bench, origin: str) -> int | None:
-        stream = await trio.open_tcp_stream(*bench.running.listeners[0].addresses[0])
+    async def status(bench: Bench, origin: str, port: str = "worker") -> int | None:
+        stream = await trio.open_tcp_stream(*bench.running.ports()[port])
         try:
             async with stream:
                 await connect(stream, "engine", "/", [("origin", origin)])
@@ -395,6 +396,10 @@ async def test_allowed_origins_change_with_the_file_and_cut_nobody_off(
         bench.rewrite(text.format(more=", allowed_origins: ['https://app.example']"))
         await bench.heard.until(lambda: listener.allowed_origins == ("https://app.example",))
         assert [await status(bench, f"https://{name}.example") for name in ("evil", "app")] == [403, 101]
+        assert await status(bench, "https://evil.example", "stream") == 101
+        await bench.call("configuration::set", id="iii-stream", value={"allowed_origins": ["https://app.example"]})
+        await bench.heard.until(lambda: bench.setting("stream", "allowed_origins") == ("https://app.example",))
+        assert [await status(bench, f"https://{name}.example", "stream") for name in ("evil", "app")] == [403, 101]
         assert (await bench.call("engine::health::check"))["status"] == "healthy"
         bench.rewrite(text.format(more=", allowed_origins: ['https://app.example/']"))
         await bench.heard.until(lambda: "write https://app.example" in caplog.text)
@@ -532,3 +537,14 @@ async def test_a_certificate_that_is_not_there_refuses_the_file_as_a_whole(
         await bench.heard.until(lambda: "cannot read 'none.pem'" in caplog.text)
         assert "everything runs on as it was" in caplog.text
         assert bench.setting("http", "body_limit") == 1000
+
+
+async def test_a_file_that_is_empty_for_now_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with engine(tmp_path, "workers: [{name: http, config: {port: 0, body_limit: 1000}}]") as bench:
+        bench.rewrite("\n")  # as `generate > config.yaml` does until it has something to write
+        await bench.heard.until(lambda: "config.yaml is empty" in caplog.text)
+        assert await status_of(bench.http_port()) == 404
+        bench.rewrite("workers: [{name: http, config: {port: 0, body_limit: 2000}}]")
+        await bench.heard.until(lambda: bench.setting("http", "body_limit") == 2000)
+        bench.rewrite("workers: []")
+        await bench.heard.until(lambda: "http" not in bench.running.modules)

@@ -28,7 +28,7 @@ workers:
     config: {port: 0}
   - {name: state, config: {adapter: {name: in_memory}}}
 """
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @frozen

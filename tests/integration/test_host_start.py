@@ -25,7 +25,7 @@ from iii_trio.modules.pubsub import PubSubModule
 from iii_trio.protocol import errors
 from iii_trio.protocol.errors import IIIError, StoreError
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 ANYWHERE = {"port": 0, "http_port": 0, "stream_port": 0}
 
 

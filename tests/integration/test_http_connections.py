@@ -14,7 +14,7 @@ from iii_trio.modules.http import connections
 from iii_trio.modules.http.connections import Connections
 from iii_trio.modules.http.http1_messages import RequestParser
 
-PATIENCE_S = 10
+PATIENCE_S = 30
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 OK = b"\r\n\r\nok"
 

@@ -19,7 +19,7 @@ from iii_trio.modules.http.connections import ConnectionStatistics
 from iii_trio.protocol import Json
 from iii_trio.protocol.errors import ConfigError, WireError
 
-PATIENCE_S = 10
+PATIENCE_S = 30
 
 
 @define

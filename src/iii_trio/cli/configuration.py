@@ -1,12 +1,21 @@
 """`iii-trio config`: the settings that a running engine keeps (spec/pubsub-cron-config-cli.md §4, §8.4)."""
 
+from typing import Any, Final
+
 import click
 
-from .ask import Target, asks_engine, told_by
+from ..config import WORKERS
+from ..host.adopt import ADOPTED
+from ..sdk import InvocationError
+from .ask import Call, Target, asks_engine, told_by
 from .complete import entry_ids
 from .describe import properties
+from .failure import fail
 from .output import compact, json_option, moment, show_json, show_table
 from .trigger import payload_of
+
+ADOPTED_IDS: Final = frozenset(worker.established for worker in WORKERS if worker.canonical in ADOPTED)
+"""The entries of built-in workers."""
 
 _entry = click.argument("id", shell_complete=entry_ids)
 
@@ -69,8 +78,7 @@ def set_value(id: str, pairs: tuple[str, ...], text: str | None, target: Target)
     """
     if not pairs and text is None:
         raise click.UsageError("nothing to set: give KEY=VALUE, or --json with the whole value")
-    question = {"id": id, "value": payload_of(pairs, text), "merge": text is None}
-    show_json(told_by(target, lambda call: call("configuration::set", question)))
+    _change("configuration::set", {"id": id, "value": payload_of(pairs, text), "merge": text is None}, target)
 
 
 @config.command(short_help="Take back what was set in an entry.")
@@ -81,7 +89,34 @@ def reset(id: str, target: Target) -> None:
 
     From then on the configuration file, or the entry's owner, says what it is.
     """
-    show_json(told_by(target, lambda call: call("configuration::reset", {"id": id})))
+    _change("configuration::reset", {"id": id}, target)
+
+
+def _change(function_id: str, question: dict[str, Any], target: Target) -> None:
+    """Change an entry, print what it was and is; fails if the worker it belongs to runs on as it was."""
+    id = question["id"]
+
+    async def talk(call: Call) -> Any:
+        return await call(function_id, question), await _is_taken_over(call, id)
+
+    changed, taken_over = told_by(target, talk)
+    show_json(changed)
+    if not taken_over:
+        fail(
+            f"this is stored, but '{id}' runs on as it was, for the change cannot be carried out now: the engine's log "
+            f"says why. It is tried again with the next change; `iii-trio config reset {id}` takes back what was set."
+        )
+
+
+async def _is_taken_over(call: Call, id: str) -> bool:
+    """Whether the built-in worker runs on what is stored; True where nobody says."""
+    if id not in ADOPTED_IDS:
+        return True
+    try:
+        answer = await call(f"{id}::on-config-change")
+    except InvocationError:  # it does not run, or not everybody may ask
+        return True
+    return not isinstance(answer, dict) or answer.get("applied") is not False
 
 
 @config.command(short_help="List the last values of an entry.")

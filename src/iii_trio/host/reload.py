@@ -88,6 +88,10 @@ class Reload:
         if content == self._seen:
             return
         self._seen = content
+        if content is not None and not content.strip():
+            self._refused += 1
+            log.error("%s is empty, everything runs on as it was; `workers: []` would end what runs", source)
+            return
         try:
             config = await trio.to_thread.run_sync(load_config, source, self.environ)
             plan = make_plan(config, self.overrides)

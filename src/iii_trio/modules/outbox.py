@@ -11,8 +11,8 @@ that grows. It holds up its lane and no other. In memory lie only so many events
 the store in its turn, when nothing in memory moves any more.
 
 Lanes that are refused must not fill the memory. So before more is read past them each is *cut* to its first event, and its
-further ones are passed over. Once that first one is in, reading goes back to it and comes by them again. Nothing is read
-twice by that, for what has been enqueued is gone from the store, and what lies in memory belongs to lanes that are cut.
+further ones are passed over. Once that first one is in, reading goes back to it and comes by them again. Nothing is
+enqueued twice by that: what the queue has is gone from the store, and what lies in memory belongs to lanes that are cut.
 """
 
 import logging

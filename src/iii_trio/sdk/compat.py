@@ -16,6 +16,7 @@ import logging
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, ClassVar, Final, TypeVar, overload
 
@@ -385,11 +386,14 @@ class III:
     def shutdown(self) -> Awaitable[None]:
         """Take the registrations back, let running handlers finish (at most 10 s), close the connection.
 
-        Await what it returns in any event loop. Where there is no event loop it blocks until the client has ended; a
-        handler in a thread is not kept waiting for itself.
+        Await what it returns in any event loop. Where there is no event loop it blocks until the client has ended. A
+        handler of this client does not wait: the client ends when it has returned.
         """
         ended = self._background.stop()
-        if not (in_event_loop() or self._background.handling):
+        if self._background.handling:
+            ended = Future()
+            ended.set_result(None)
+        elif not in_event_loop():
             ended.result()
         return Completion(ended)
 

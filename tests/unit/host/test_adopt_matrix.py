@@ -52,6 +52,8 @@ def samples(hint: Any, info: SettingInfo) -> list[Any]:
         return list(info.choices[:MANY]) or ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
     origin, arguments = get_origin(hint), get_args(hint)
     unbounded = SettingInfo(doc="")
+    if origin is tuple and arguments[0] is str:
+        return [["https://a.example"], ["https://b.example", "null"], []]
     if origin is tuple:
         return [[value] for value in samples(arguments[0], unbounded)]
     assert origin is Mapping

@@ -409,6 +409,21 @@ async def test_a_route_may_have_a_deadline_of_its_own(
         assert f"within {took_s * 1000:.0f} ms" in reply.json["error"]["message"]
 
 
+async def test_a_body_that_does_not_come_is_not_what_its_function_lacked(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_house(default_timeout=1500) as house:
+        inputs = house.function("f")
+        house.route("/x", method="POST")
+        client = house.client("POST", "/x", JSON | {"content-length": "10"})
+        client.sends(b"[1")
+        reply = await client.run()
+        assert reply is not None
+        assert (reply.status, reply.code, inputs) == (504, "TIMEOUT", [])
+        assert reply.json["error"]["message"] == "The body of the request was not here within 1500 ms"
+        assert "waiting for the client" in caplog.text
+
+
 async def test_a_route_may_have_as_much_time_as_it_likes(autojump_clock: MockClock) -> None:
     async with open_house(default_timeout=1500) as house:
         house.slow("f", 100)

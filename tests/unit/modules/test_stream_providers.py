@@ -337,3 +337,48 @@ async def test_what_happens_while_a_provider_reads_follows_behind_its_answer() -
         assert [one["event"]["type"] for one in messages] == ["sync", "create", "event"]
         stamps = [one["timestamp"] for one in messages]
         assert stamps == sorted(set(stamps))
+
+
+@pytest.mark.parametrize("operation", ["get", "list", "list_groups"])
+async def test_a_read_whose_caller_gives_up_is_cancelled_at_the_provider(operation: str) -> None:
+    async with stream() as (_core, user, port):
+        asked, ended = trio.Event(), trio.Event()
+
+        async def hang(call: Call, data: Json) -> Json:
+            asked.set()
+            try:
+                await trio.sleep_forever()
+            finally:
+                ended.set()
+            raise AssertionError
+
+        user.register(f"stream::{operation}(s)", hang, task=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(user.invoke, f"stream::{operation}", Json.of(address()))
+            await asked.wait()
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(30):
+            await ended.wait()
+        assert port.module.statistics().providers == 0
+        assert not user.calls
+
+
+async def test_a_write_whose_caller_gives_up_is_left_to_end_and_told() -> None:
+    async with stream() as (core, user, port):
+        asked, go_on = trio.Event(), trio.Event()
+
+        async def slow(call: Call, data: Json) -> Json:
+            asked.set()
+            await go_on.wait()
+            return Json.of({"new_value": 1})
+
+        user.register("stream::set(s)", slow, task=True)
+        events = record(user, "events")
+        bind(core, user, "stream", "events", {"stream_name": "s"})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(user.invoke, "stream::set", Json.of({**address(), "data": 1}))
+            await asked.wait()
+            nursery.cancel_scope.cancel()
+        go_on.set()
+        assert [one["event"] for one in await events.wait(1)] == [{"type": "create", "data": 1}]
+        assert port.module.statistics().providers == 0

@@ -123,6 +123,18 @@ def test_what_keeps_up_is_never_counted() -> None:
     assert budget.statistics() == BudgetStatistics(LIMIT, 2 * CHUNK, 1, 0)
 
 
+def test_what_has_left_is_given_back_bit_by_bit() -> None:
+    budget = Budget(LIMIT)
+    buffer = Buffer(Outbox())
+    buffer.draw_on(budget, "slow")
+    assert buffer.outbox.put(bytes(10 * CHUNK))
+    assert budget.statistics().held == 11 * CHUNK
+    while data := buffer.outbox.take():
+        buffer.outbox.sent(len(data))
+        assert 0 <= budget.statistics().held - in_chunks(buffer.outbox.pending_bytes) <= 3 * CHUNK
+    assert budget.statistics() == BudgetStatistics(LIMIT, 0, 0, 0)
+
+
 def test_an_outbox_without_an_account_has_its_hard_limit_alone() -> None:
     outbox = Outbox()
     assert outbox.put(bytes(OUTBOX_HARD - MESSAGE_OVERHEAD))
@@ -238,6 +250,9 @@ async def test_a_message_that_is_too_much_for_all_is_dropped_with_its_sender(
     await peer.stream.send_all(data[12 * CHUNK : 39 * CHUNK])
     await wait_all_tasks_blocked()
     assert sender.statistics().assembling_bytes <= CHUNK, "nor what still comes until the peer has read the Close"
+    await peer.stream.send_all(data[39 * CHUNK :] + peer.protocol.send(TextMessage("y" * (20 * CHUNK)))[:-1])
+    await wait_all_tasks_blocked()
+    assert sender.statistics().assembling_bytes <= CHUNK, "be it another message"
     assert await peer.close_code() == CloseCode.TRY_AGAIN_LATER
     await trio.sleep(CLOSE_S)
     assert site.ended["sender"].code == CloseCode.TRY_AGAIN_LATER

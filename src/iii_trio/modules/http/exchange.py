@@ -263,8 +263,9 @@ class Exchange:
                 return shed()
             case Answer.TIMED_OUT:
                 error_id = new_error_id()
-                text = f"No response within {pending.limit_ms} ms"
-                log.warning("%s: %s (waiting for %s, error_id %s)", str(route), text, name, error_id)
+                text = pending.complaint or f"No response within {pending.limit_ms} ms"
+                missing = "the client" if pending.complaint else name
+                log.warning("%s: %s (waiting for %s, error_id %s)", str(route), text, missing, error_id)
                 if pending.in_middleware:
                     return envelope(504, TIMED_OUT, "Middleware timeout", error_id=error_id)
                 return envelope(504, errors.TIMEOUT, text, error_id=error_id)

@@ -86,6 +86,7 @@ class Stages:
         if incoming.gone:
             decision.feed(Event.CLIENT_GONE)
         elif late:
+            pending.complaint = f"The body of the request was not here within {pending.limit_ms} ms"
             decision.feed(Event.DEADLINE)
         elif body:
             try:

@@ -7,7 +7,8 @@ the dispatcher sleeps until a retry is due, or something happened outside of a b
 
 Only what must wait for the disk goes over the channel to a consumer: a message that has to be read back, a verdict that
 could not be written. Consumers are started as they are needed, never more than the queue's concurrency, and stay; when
-the concurrency shrinks, the surplus leave after their next message.
+the concurrency shrinks, the surplus leave after their next message. For each function whose worker has too much to read
+already, one task waits until that has read on; what is for the function rests meanwhile.
 
 Who cancels it: the module's nursery. A delivery that is cancelled leaves its message in the log, unacknowledged: it is
 delivered again, with its attempt number, when the engine is back. A queue without shares (nobody subscribes, or it was

@@ -391,7 +391,7 @@ class StreamFunctions:
                     call.fail(error)
                 end()
 
-            self.providers.call(operation, address[0], data, done, call)
+            self.providers.call(operation, address[0], data, done, call, lasting=True)
 
         self._turns.take(address, step, exclusive=False)
         return LATER
@@ -473,7 +473,7 @@ class StreamFunctions:
                     end()
                     return
                 payload = Json(b'%s,"data":%s}' % (encode_value(place)[:-1], decided.value.raw))
-                self.providers.call("set", stream, payload, partial(written, decided), call)
+                self.providers.call("set", stream, payload, partial(written, decided), call, lasting=True)
 
             def written(decided: Decided, outcome: Outcome) -> None:
                 try:
@@ -483,7 +483,7 @@ class StreamFunctions:
                     call.fail(error)
                 end()
 
-            self.providers.call("get", stream, Json.of(place), read, call)
+            self.providers.call("get", stream, Json.of(place), read, call)  # given up, it fails, and the turn ends
 
         self._turns.take(address, step, exclusive=True)
         return LATER

@@ -8,7 +8,7 @@ from typing import Final
 from attrs import define, field
 
 from ...engine import DEFAULT_NAMESPACE, Call, Engine, LocalPeer, Outcome
-from ...protocol import Json, errors
+from ...protocol import Json, cancellation, errors
 from ...protocol.errors import WireError
 from ...protocol.limits import CONDITION_S, STREAM_PROVIDER_CALLS
 
@@ -33,9 +33,20 @@ class Providers:
         return self.core.functions.get(DEFAULT_NAMESPACE, function_id(operation, stream)) is not None
 
     def call(
-        self, operation: str, stream: str, data: Json, on_done: Callable[[Outcome], None], call: Call | None = None
+        self,
+        operation: str,
+        stream: str,
+        data: Json,
+        on_done: Callable[[Outcome], None],
+        call: Call | None = None,
+        *,
+        lasting: bool = False,
     ) -> None:
-        """Ask the provider; for `call` it has as long as that has left, and gets its trace."""
+        """Ask the provider; for `call` it has as long as that has left, and gets its trace.
+
+        Where `call` is given up, so is the provider's; a `lasting` one (of a write) is left to end, so that what it did
+        is told.
+        """
         if self.running >= STREAM_PROVIDER_CALLS:
             text = (
                 f"{STREAM_PROVIDER_CALLS} calls of stream providers are under way already; "
@@ -47,20 +58,41 @@ class Providers:
         if call is not None:  # a deadline of 0 is none
             timeout_s = max(call.deadline - self.core.clock.now(), 0.001) if call.deadline else None
         self.running += 1
-
-        def done(outcome: Outcome) -> None:
-            self.running -= 1
-            on_done(outcome)
-
-        self.peer.call(
+        asked = _Asked(self, on_done)
+        if call is not None and not lasting:
+            call.scope = asked
+        asked.asking = self.peer.call(
             function_id(operation, stream),
             data,
-            done,
+            asked.done,
             namespace=DEFAULT_NAMESPACE,
             timeout_s=timeout_s,
             traceparent=None if call is None else call.traceparent,
             baggage=None if call is None else call.baggage,
         )
+
+
+@define(eq=False)
+class _Asked:
+    """A provider's call under way; `on_done` is None once it has ended."""
+
+    providers: Providers
+    on_done: Callable[[Outcome], None] | None
+    asking: Call | None = None
+
+    def done(self, outcome: Outcome) -> None:
+        on_done, self.on_done = self.on_done, None
+        if on_done is not None:
+            self.providers.running -= 1
+            on_done(outcome)
+
+    def cancel(self, *, reason: str | None = None) -> None:
+        """See `Cancellable`."""
+        if self.on_done is None or self.asking is None:
+            return
+        reason = cancellation.known(reason)
+        self.providers.peer.cancel_call(self.asking, reason)
+        self.done(Outcome.failed(WireError(f"the call was cancelled: {reason}", errors.INVOCATION_CANCELLED)))
 
 
 def function_id(operation: str, stream: str) -> str:

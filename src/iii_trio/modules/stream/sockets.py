@@ -101,7 +101,7 @@ class Sockets:
             if before is not None:
                 before.scope.cancel()
         if before is not None:
-            pass
+            await before.ended.wait()
 
     async def _accept(
         self,
