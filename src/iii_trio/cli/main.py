@@ -1,5 +1,6 @@
 """The command `iii-trio`, also `python -m iii_trio`: finds the subcommand, and loads only that one."""
 
+import errno
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -10,7 +11,7 @@ import click
 from ..__about__ import __version__
 from ..config.problems import did_you_mean
 from . import COMPLETE_VARIABLE, PROGRAM
-from .failure import EXIT_CODES, INTERRUPTED
+from .failure import EXIT_CODES, INTERRUPTED, fail
 
 SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Run an engine": {
@@ -43,6 +44,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
 
 COMMANDS: Final = {name: place for section in SECTIONS.values() for name, place in section.items()}
 ALIASES: Final = {"t": "trigger"}
+
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+"""What writing the output fails with where it goes to a file on a disk that is full, or broken."""
 
 ENVIRONMENT: Final = (
     ("III_URL", "The engine that is asked, where neither --url nor --address or --port is given."),
@@ -134,4 +138,10 @@ def show_help(context: click.Context, words: tuple[str, ...]) -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point. Exits with one of `EXIT_CODES`."""
     name = PROGRAM if sys.argv[0].endswith(PROGRAM) else "python -m iii_trio"
-    return cli.main(arguments, prog_name=name, complete_var=COMPLETE_VARIABLE)
+    try:
+        return cli.main(arguments, prog_name=name, complete_var=COMPLETE_VARIABLE)
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        sys.stdout = None  # type: ignore[assignment]  # what it still holds cannot be written at the end either
+        fail(f"the output cannot be written: {error.strerror}")

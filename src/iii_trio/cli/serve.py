@@ -117,6 +117,10 @@ def serve(
       iii-trio serve worker.py --reload
       iii-trio serve -c config.yaml --log-level debug
     """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        fail("the directory that this shell is in does not exist any more; change into another one")
     if defaults and path is not None:
         raise click.UsageError("--defaults and --config exclude each other")
     if defaults and create:
