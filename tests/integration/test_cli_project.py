@@ -1,6 +1,7 @@
 """From an empty directory to a project that answers: `init`, `serve`, `worker add` while it runs, as processes."""
 
 import json
+import subprocess
 import sys
 import urllib.request
 from functools import partial
@@ -48,3 +49,20 @@ async def test_an_empty_directory_becomes_a_project_that_answers(tmp_path: Path)
             await engine.line("worker iii-http-functions: started")
             assert "can be used" in await iii(project, "check")
             assert await engine.stop() == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_output_that_cannot_be_written_is_said_in_a_line() -> None:
+    with open("/dev/full", "wb") as full:
+        run = subprocess.run([*COMMAND, "--version"], check=False, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (run.returncode, run.stderr) == (1, "Error: the output cannot be written: No space left on device\n")
+
+
+def test_a_directory_that_is_gone_is_said_in_a_line(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = Path(sys.executable).with_name("iii-trio")  # `python -m` itself needs a directory
+    here = f"cd '{gone}' && rmdir '{gone}' && exec '{program}' serve"
+    run = subprocess.run(["/bin/sh", "-c", here], check=False, capture_output=True, text=True, timeout=SECONDS)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr == "Error: the directory that this shell is in does not exist any more; change into another one\n"

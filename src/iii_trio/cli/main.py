@@ -143,5 +143,5 @@ def main(arguments: list[str] | None = None) -> Any:
     except OSError as error:
         if error.errno not in FULL or error.filename is not None:
             raise
-        sys.stdout = None  # type: ignore[assignment]  # what it still holds cannot be written at the end either
+        sys.stdout = None  # what it still holds cannot be written at the end either
         fail(f"the output cannot be written: {error.strerror}")
