@@ -234,4 +234,6 @@ async def freeze_the_engine(directory: Path, frozen_s: float) -> None:
         await seen.until(lambda: len(seen.done) == 6)
         while (await client.call("engine::queue::topic_stats", {"topic": "hasty"}))["depth"]:
             pass
-        assert sorted(seen.begun) == [(number, 1) for number in range(6)]
+        *answered, (last, _) = sorted(seen.begun)
+        assert answered == [(number, 1) for number in range(5)]
+        assert last == 5  # the worker may have given the connection up, after 60 s, with a first delivery in it

@@ -1,5 +1,6 @@
 """What clients of HTTP/2 do: ask at once, leave, read slowly, stop reading, attack. And how a server stops."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -127,6 +128,20 @@ async def test_a_client_that_waits_to_be_told_is_told_when_its_body_is_wanted() 
         assert await client.reply(refused) == ("200", b"")
         # what was not read is not asked for any more, and that is no error
         assert (await client.until(StreamReset, refused)).error_code == ErrorCodes.NO_ERROR
+
+
+async def test_a_refusal_does_not_wait_for_the_body_of_a_client_that_waits_to_be_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def app(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        incoming = asgi.Incoming(receive, 2, asgi.connection_of(scope))
+        await asgi.write(scope, send, incoming, Response(401, body=b"no"))
+
+    monkeypatch.setattr(asgi, "DISCARD_S", math.inf)
+    async with serving(app) as server, server.dial() as client:
+        stream_id = await client.ask("/", "POST", end=False, **{"expect": "100-continue", "content-length": "2"})
+        assert (await client.reply(stream_id))[0] == "401"
+        assert (await client.until(StreamReset, stream_id)).error_code == ErrorCodes.NO_ERROR
 
 
 async def test_fields_of_the_connection_stay_here_and_one_that_closes_says_goodbye() -> None:

@@ -143,9 +143,12 @@ class Stream:
     async def receive(self) -> Mapping[str, Any]:
         """The next piece of the body, an empty one for no body; then `http.disconnect` once there is nobody or no need."""
         await trio.lowlevel.checkpoint()
-        if self._expects and not self._answered and not self.gone:
+        if self._expects and not self.gone:
+            if self._answered and not self._body and not self.complete:
+                return {"type": "http.disconnect"}  # told neither to send its body nor to keep it
             self._expects = False
-            self.connection.inform(self.id)
+            if not self._answered:
+                self.connection.inform(self.id)
         while not (self.gone or self._body or (self.complete and (self.ended or not self._told))):
             await self._news.park()
         if self.gone or (self.complete and self.ended):
