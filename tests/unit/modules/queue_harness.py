@@ -163,9 +163,13 @@ class World:
         self._scope, self._ended = trio.CancelScope(), trio.Event()
         await self.nursery.start(self._run)
 
-    async def stop(self) -> None:
-        """Cancel the queue module, as a crash would; the workers stay."""
+    def cancel(self) -> None:
+        """Begin to end the queue module, as a crash would; the workers stay."""
         self._scope.cancel()
+
+    async def stop(self) -> None:
+        """`cancel`, and wait for the end."""
+        self.cancel()
         await self._ended.wait()
 
     async def _run(self, *, task_status: trio.TaskStatus[None]) -> None:

@@ -11,7 +11,8 @@ from trio.testing import MockClock
 from iii_trio.config import QueueSettings
 from iii_trio.modules.queue import operations, queues
 from iii_trio.protocol import Json
-from iii_trio.stores import JobLog, WaitingJobLog, open_memory
+from iii_trio.protocol.errors import StoreError
+from iii_trio.stores import Failed, JobLog, OnDone, Result, WaitingJobLog, open_memory
 
 SETTINGS = configured(one=QueueSettings(max_retries=1))
 MESSAGES = 7
@@ -23,16 +24,24 @@ class Late:
 
     log: JobLog
     asked: list[str] = field(factory=list)
-    _answers: list[Any] | None = None
+    _answers: list[tuple[OnDone[Any], Result[Any]]] | None = None
 
     def begin(self) -> None:
         self._answers = []
         self.asked.clear()
 
     def end(self) -> None:
+        for on_done, result in self._held():
+            on_done(result)
+
+    def refuse(self, error: StoreError) -> None:
+        """An end, with this for an answer."""
+        for on_done, _result in self._held():
+            on_done(Failed(error))
+
+    def _held(self) -> list[tuple[OnDone[Any], Result[Any]]]:
         answers, self._answers = self._answers or [], None
-        for answer in answers:
-            answer()
+        return answers
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self.log, name)
@@ -47,7 +56,7 @@ class Late:
                 if self._answers is None:
                     on_done(result)
                 else:
-                    self._answers.append(lambda: on_done(result))
+                    self._answers.append((on_done, result))
 
             operation(*rest, answered, **more)
 
@@ -135,3 +144,23 @@ async def test_settings_that_come_while_the_log_is_being_counted_wait_until_it_i
             assert handler.seen[0].attempt == 2  # it may have been delivered before the module ended
             purged = await world.ask("iii::queue::purge", {"queue": "one"})
             assert purged == {"queue": "one", "purged": MESSAGES - 1}
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_a_verdict_refused_while_the_module_is_being_cancelled_is_left_to_the_next_start(
+    autojump_clock: MockClock, steps: int
+) -> None:
+    async with open_memory() as store:
+        log = Late(store.job_log())
+        async with open_world(SETTINGS, log=log) as world:
+            handler = world.serve("f", taking(1))
+            await world.enqueue("one", "f", 1)
+            log.begin()
+            await handler.wait_finished(1)
+            await trio.testing.wait_all_tasks_blocked()
+            assert log.asked == ["ack"]
+            world.cancel()
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            log.refuse(StoreError("the disk is full"))
+            await world.stop()

@@ -355,9 +355,9 @@ class ActiveQueue:
         # its own, and handing over a message costs no turn of the loop
         line, receive = trio.open_memory_channel[Item | Attempt | Read](math.inf)
         self._line = line
-        try:
-            async with trio.open_nursery() as nursery, line:
-                self._tasks = nursery
+        async with trio.open_nursery() as nursery, line:
+            self._tasks = nursery
+            try:
                 while self._busy:
                     self._wake = trio.Event()
                     self._due = self._begin()
@@ -366,10 +366,10 @@ class ActiveQueue:
                         nursery.start_soon(self._consume, receive, name=f"consumer of {self.key.name}")
                     with trio.move_on_at(self._due):
                         await self._wake.wait()
-                self._serving, self._line, self._tasks = False, None, None
+                self._serving = False
                 nursery.cancel_scope.cancel()  # whoever waits for a worker to read on need not any more
-        finally:
-            if self._line is line:  # a queue that got a share again meanwhile has begun anew
+            finally:
+                # also when cancelled: what is answered while the consumers end finds nobody to hand anything to
                 self._line, self._tasks = None, None
 
     @property
