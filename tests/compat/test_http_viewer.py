@@ -122,6 +122,7 @@ async def test_the_page_lists_routes_shows_schemas_and_sends_a_request(site: Sit
         box = page.locator("details")
         assert "/orders/{id}" in box.inner_text()
         box.locator("summary").click()
+        box.locator("pre.schema").nth(1).wait_for()  # a box is filled when it has opened
         seen["schemas"] = box.locator("pre.schema").all_inner_texts()
         box.locator("input").nth(0).fill("a/7 ?")
         box.locator("input").nth(1).fill("true")
