@@ -369,10 +369,10 @@ def test_release(outcomes: Outcomes, release: Release, case: str, moment: str) -
 
 
 @pytest.mark.long
-async def test_every_release_is_whole_after_each_of_four_restarts(lab: Lab) -> None:
+async def test_every_release_is_whole_after_each_of_eight_restarts(lab: Lab) -> None:
     for release in RELEASES:
         need(release.installed, f"the SDK {release.name}", "run `python tests/prepare.py`")
-    stops = [signal.SIGTERM, signal.SIGKILL] * 2
+    stops = [signal.SIGTERM, signal.SIGKILL] * 4
     moments = ["started", *(f"after {stop.name} {number}" for number, stop in enumerate(stops, 1))]
     outcomes = await run(lab, stops, moments)
     assert len(outcomes) == len(RELEASES) * len(CASES) * len(moments)

@@ -115,13 +115,14 @@ def write(path: Path, source: str) -> Path:
     return path
 
 
-async def test_an_idle_child_lives_on(tmp_path: Path, pids: Pids) -> None:
+@pytest.mark.parametrize("seconds", [IDLE_S, pytest.param(30, marks=pytest.mark.long)])
+async def test_an_idle_child_lives_on(tmp_path: Path, pids: Pids, seconds: float) -> None:
     """Longer than the 10 s that the threads live which fork."""
     script = write(tmp_path / "idle.py", "import os, time\nprint(f'pid {os.getpid()}')\ntime.sleep(300)\n")
     async with running(pids, script) as service:
         await pids.hold(1)
-        with trio.move_on_after(IDLE_S):
-            await pids.gone(within_s=IDLE_S + 5)
+        with trio.move_on_after(seconds):
+            await pids.gone(within_s=seconds + 5)
             pytest.fail("the idle child ended by itself")
         (child,) = service.statistics().children
         assert (child.state, child.starts) == ("running", 1)

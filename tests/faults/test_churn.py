@@ -37,8 +37,9 @@ from iii_trio.modules.queue.subscriptions import Subscriptions
 
 GENERATIONS: Final = 4
 STEPS: Final = 50
-GONE_S: Final = 10.0
-"""How long after the last connection's end the engine may take to be as before: milliseconds, on a machine at rest."""
+GONE_S: Final = 4.0
+"""How long after the last connection's end the engine may take to be as before: P4 says one second, a machine with other
+work takes longer; less than the 5 s of the engine's own that would mean that it waits for something."""
 DRAINED_S: Final = 30.0
 
 CONFIG: Final = """

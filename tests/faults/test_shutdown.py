@@ -27,7 +27,7 @@ SOON = Reconnect(first_s=0.02, limit_s=0.1)
 WAIT_S = 60.0
 BACKLOG = 200
 LARGE = 32 * 1024 * 1024
-SLACK_S = 10.0
+SLACK_S = 5.0
 """For the machine, which may have other work. What hangs here would hang for minutes."""
 
 CONFIG = """
